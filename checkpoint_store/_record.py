@@ -1,0 +1,225 @@
+"""The record: the one mutable file of a workflow, and what it says about its inputs."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from . import _json
+from ._names import is_token
+from .errors import (
+    CorruptRecordError,
+    FingerprintError,
+    InvalidNameError,
+    UnsupportedFormatError,
+)
+
+VERSION = 1
+MAX_RECORD_BYTES = 64 * 1024
+MAX_FINGERPRINT_BYTES = 1024
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Which generation of checkpoints is the current one, and which inputs it was computed from.
+
+    `token` names the generation. `base` is the older one that a `reuse` with changed inputs reads
+    through to; a record with a base is mixed and never equals any inputs. `nonce` is new in every
+    version, so that a writer whose reply was lost recognises its own version, and no two versions
+    have the same content hash. The times are for people; no decision reads them.
+    """
+
+    workflow: str
+    fingerprint: str | None
+    token: str
+    base: str | None
+    nonce: str
+    inputs: Mapping[str, str] | None
+    created: str
+    updated: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputChange:
+    """How the inputs differ from those of the stored checkpoints: names only, never values.
+
+    The tuples are sorted. They are empty where the record has no digest per input (an explicit
+    fingerprint, or too many inputs); `reason` is a sentence in every case.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    reason: str
+
+
+def new_record(
+    workflow: str, fingerprint: str | None, inputs: Mapping[str, str] | None = None
+) -> Record:
+    """A record of a new generation."""
+    now = _now()
+    return Record(
+        workflow=workflow,
+        fingerprint=fingerprint,
+        token=secrets.token_hex(8),
+        base=None,
+        nonce=secrets.token_hex(16),
+        inputs=inputs,
+        created=now,
+        updated=now,
+    )
+
+
+def overlay(record: Record) -> Record:
+    """The next version of `record`: a new generation that reads through to the present one."""
+    return replace(
+        record,
+        token=secrets.token_hex(8),
+        base=record.token,
+        nonce=secrets.token_hex(16),
+        updated=_now(),
+    )
+
+
+def label(record: Record, fingerprint: str) -> Record:
+    """The next version of a record that had no fingerprint: what is there gets this one."""
+    return replace(
+        record, fingerprint=fingerprint, nonce=secrets.token_hex(16), updated=_now()
+    )
+
+
+def change_of(
+    record: Record, fingerprint: str, inputs: Mapping[str, str] | None
+) -> InputChange | None:
+    """What makes these inputs differ from those of `record`; None if they are the same."""
+    if record.base is not None:
+        return _change(record, inputs, "an earlier run reused these checkpoints with other inputs")
+    if record.fingerprint is None:
+        return InputChange((), (), (), "the checkpoints were written without a fingerprint")
+    if record.fingerprint != fingerprint:
+        return _change(record, inputs, "the fingerprint differs")
+    return None
+
+
+def _change(record: Record, inputs: Mapping[str, str] | None, otherwise: str) -> InputChange:
+    if record.inputs is None or inputs is None:
+        return InputChange((), (), (), otherwise)
+    old, new = record.inputs, inputs
+    added = tuple(sorted(new.keys() - old.keys()))
+    removed = tuple(sorted(old.keys() - new.keys()))
+    changed = tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name]))
+    kinds = {"added": added, "removed": removed, "changed": changed}
+    differences = "; ".join(
+        f"{kind}: {', '.join(map(repr, names))}" for kind, names in kinds.items() if names
+    )
+    return InputChange(added, removed, changed, differences or otherwise)
+
+
+def check_fingerprint(fingerprint: str) -> str:
+    """`fingerprint` itself if it can be recorded, else `FingerprintError`."""
+    if not isinstance(fingerprint, str):
+        raise FingerprintError(
+            f"an explicit fingerprint must be a str, not {type(fingerprint).__name__}: "
+            "pass the value as inputs to have it fingerprinted"
+        )
+    size = len(fingerprint.encode("utf-8", "surrogatepass"))
+    if not 0 < size <= MAX_FINGERPRINT_BYTES:
+        raise FingerprintError(
+            f"an explicit fingerprint must be 1 to {MAX_FINGERPRINT_BYTES} bytes, not {size}: "
+            "pass a digest of it"
+        )
+    return str.__str__(fingerprint)
+
+
+def encode_record(record: Record) -> bytes:
+    """Readable JSON. The digests are left out where it would be too large with them."""
+    fields = {
+        "checkpoint_store": VERSION,
+        "workflow": record.workflow,
+        "fingerprint": record.fingerprint,
+        "token": record.token,
+        "base": record.base,
+        "nonce": record.nonce,
+        "created": record.created,
+        "updated": record.updated,
+    }
+    if record.inputs is not None:
+        data = _dump({**fields, "inputs": dict(record.inputs)})
+        if len(data) <= MAX_RECORD_BYTES:
+            return data
+    return _dump(fields)
+
+
+def decode_record(data: bytes, workflow: str) -> Record:
+    """The record in `data`, which was read as that of `workflow`.
+
+    Raises `UnsupportedFormatError` for a newer format, `InvalidNameError` where a disk that folds
+    case found another workflow's record, and `CorruptRecordError` for everything else.
+    """
+    try:
+        if len(data) > MAX_RECORD_BYTES:
+            raise ValueError(f"larger than {MAX_RECORD_BYTES} bytes")
+        parsed = _json.parse_object(data)
+        version = _json.format_version(parsed)
+        if version > VERSION:
+            raise UnsupportedFormatError(
+                f"the record of workflow {workflow!r} has format {version}, written by a newer "
+                f"version of checkpoint_store (this one reads up to {VERSION}): upgrade it"
+            )
+        record = Record(
+            workflow=_json.string(parsed, "workflow"),
+            fingerprint=_json.optional_string(parsed, "fingerprint"),
+            token=_token(parsed, "token"),
+            base=None if parsed.get("base") is None else _token(parsed, "base"),
+            nonce=_json.string(parsed, "nonce"),
+            inputs=_digests(parsed.get("inputs")),
+            created=_json.string(parsed, "created"),
+            updated=_json.string(parsed, "updated"),
+        )
+    except ValueError as error:
+        raise CorruptRecordError(
+            f"the record of workflow {workflow!r} is corrupt ({error}): resume with "
+            'on_input_change="reset", or clear the workflow, to start over'
+        ) from error
+    if record.workflow != workflow:
+        if record.workflow.casefold() == workflow.casefold():
+            raise InvalidNameError(
+                f"workflow {workflow!r} would share its files with {record.workflow!r}, because "
+                "this disk does not tell upper from lower case: choose another workflow id"
+            )
+        raise CorruptRecordError(
+            f"the record of workflow {workflow!r} is that of {record.workflow!r}, so files were "
+            'moved: move them back, or resume with on_input_change="reset" to start over'
+        )
+    return record
+
+
+def _dump(fields: dict[str, object]) -> bytes:
+    return json.dumps(fields, indent=1).encode("ascii") + b"\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _token(parsed: dict[str, object], key: str) -> str:
+    token = _json.string(parsed, key)
+    if not is_token(token):
+        raise ValueError(f"{key!r} is not a token")
+    return token
+
+
+def _digests(value: object) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if type(value) is not dict or not all(
+        type(digest) is str and _DIGEST.fullmatch(digest) for digest in value.values()
+    ):
+        raise ValueError("'inputs' are not digests")
+    return value

@@ -1,0 +1,122 @@
+"""Every exception this library raises on purpose.
+
+CheckpointStoreError
+├── InvalidNameError, InvalidPolicyError, InvalidURLError, FingerprintError  (also ValueError)
+├── InputChangedError
+├── CheckpointNotFoundError  (also KeyError)
+├── CorruptCheckpointError, CorruptRecordError
+├── UnsupportedFormatError
+├── SerializationError
+├── ContentionError
+├── IncompleteClearError
+└── StorageError  (also OSError)
+
+They are grouped by what a handler would do. Each message states the fact, then the remedy. All of
+them survive pickling with their attributes, so that a worker's error reaches its parent whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._policy import InputChange
+
+
+class CheckpointStoreError(Exception):
+    """Base of every error of this library."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of the message.
+        return str(self.args[0]) if self.args else ""
+
+
+class InvalidNameError(CheckpointStoreError, ValueError):
+    """A workflow id or task name that cannot become a key: empty, too long, not a `str`, or one
+    that would share a file with another name on a disk that folds case."""
+
+
+class InvalidPolicyError(CheckpointStoreError, ValueError):
+    """`on_input_change` is missing or not one of `"reuse"`, `"reset"`, `"raise"`."""
+
+
+class InvalidURLError(CheckpointStoreError, ValueError):
+    """A URL that is not understood, or that would mean something else than it seems to."""
+
+
+class FingerprintError(CheckpointStoreError, ValueError):
+    """A value has no fingerprint that would be the same in the next process.
+
+    `path` says where in the inputs it stands, `reason` why it was refused. Values are never echoed.
+    """
+
+    def __init__(self, message: str, *, path: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+
+class InputChangedError(CheckpointStoreError):
+    """The stored checkpoints come from other inputs, and the policy is `"raise"`. Nothing was
+    changed."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        workflow_id: str = "",
+        stored: str | None = None,
+        current: str = "",
+        change: InputChange | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.workflow_id = workflow_id
+        self.stored = stored
+        self.current = current
+        self.change = change
+
+
+class CheckpointNotFoundError(CheckpointStoreError, KeyError):
+    """There is no checkpoint of this task in this generation of the workflow."""
+
+
+class CorruptCheckpointError(CheckpointStoreError):
+    """A checkpoint file is truncated, altered, or belongs to another task, token or workflow."""
+
+
+class CorruptRecordError(CheckpointStoreError):
+    """A workflow's record cannot be read. It is never treated as absent."""
+
+
+class UnsupportedFormatError(CheckpointStoreError):
+    """A record or checkpoint file was written by a newer version of this library."""
+
+
+class SerializationError(CheckpointStoreError):
+    """The serializer failed (its own exception is the cause), or is not the one that wrote the
+    checkpoint."""
+
+
+class ContentionError(CheckpointStoreError):
+    """The workflow's record kept changing, or stayed locked, longer than we were ready to try."""
+
+
+class IncompleteClearError(CheckpointStoreError):
+    """Some files could not be deleted. `failures` maps each key to the reason the storage gave."""
+
+    def __init__(self, message: str, *, failures: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.failures = dict(failures or {})
+
+
+class StorageError(CheckpointStoreError, OSError):
+    """What the filesystem raised, with the workflow and task named; its exception is the cause and
+    its `errno`, where it had one, is kept."""
+
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, {**self.__dict__, "errno": self.errno}
