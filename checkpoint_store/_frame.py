@@ -2,7 +2,7 @@
 
     {"checkpoint_store": 1, "workflow": …, "task": …, "token": …, …}\\n    at most 16 KiB
     payload, exactly as given
-    payload length (8 bytes, big endian) and xxh3-128 of all that precedes the checksum (16 bytes)
+    payload length (8 bytes, big endian), xxh3-128 of all that precedes it (16 bytes)
 
 The checksum guards against accidents, not adversaries. One pass writes a file, one pass reads it.
 """
@@ -15,12 +15,329 @@ import os
 import struct
 import warnings
 import weakref
-from collections.abc import Buffer
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import xxhash
 
 from . import _json
 from .errors import CorruptCheckpointError, InvalidNameError, StorageError, UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+VERSION = 1
+MAX_HEADER_BYTES = 16 * 1024
+
+_LENGTH = struct.Struct(">Q")
+TRAILER_BYTES = _LENGTH.size + 16
+_CHUNK = 1024 * 1024
+
+Data = bytes | bytearray | memoryview
+
+
+class Source(Protocol):
+    """Where a stream is read from. `read` returns b"" only at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class Upload(Protocol):
+    """A file being written. It is invisible until `commit`; `discard` leaves no trace."""
+
+    def write(self, data: Data, /) -> None: ...
+    def commit(self) -> None: ...
+    def discard(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a checkpoint file says of itself.
+
+    `inputs` is the fingerprint of the run that wrote it. `serializer` names the serializer of
+    `dump` (None for bytes as given), and `text` whether that made a `str`.
+    """
+
+    workflow: str
+    task: str
+    token: str
+    inputs: str | None = None
+    serializer: str | None = None
+    text: bool = False
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.task!r} of workflow {self.workflow!r}"
+
+
+def encode_header(header: Header) -> bytes:
+    fields = {
+        "checkpoint_store": VERSION,
+        "workflow": header.workflow,
+        "task": header.task,
+        "token": header.token,
+        "inputs": header.inputs,
+        "serializer": header.serializer,
+        "text": header.text,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return json.dumps(fields).encode("ascii") + b"\n"
+
+
+def encode_frame(header: Header, payload: Data) -> tuple[Data, ...]:
+    """The parts of the file, in order; the payload is not copied."""
+    head = encode_header(header)
+    seal = _Seal(head)
+    seal.update(payload)
+    return head, payload, seal.trailer()
+
+
+def decode_frame(data: bytes, expected: Header) -> tuple[Header, bytes]:
+    """Header and payload of a whole file that was read as that of `expected`.
+
+    Its length, checksum and identity (workflow, task, token) are checked before anything is
+    returned.
+    """
+    end = data.find(b"\n", 0, MAX_HEADER_BYTES) + 1
+    header = _decode_header(data[:end], expected)
+    start, stop = end, len(data) - TRAILER_BYTES
+    if stop < start:
+        raise _corrupt(expected, "it is truncated")
+    # Only one copy of the payload is made, and it is the one that is returned.
+    with memoryview(data) as view, view[start:stop] as payload:
+        seal = _Seal(data[:end])
+        seal.update(payload)
+        seal.check(data[stop:], expected)
+        return header, bytes(payload)
+
+
+class FrameReader(io.RawIOBase):
+    """The payload of a checkpoint as a readable stream, verified at its end.
+
+    The header is read and checked at once. The last byte of the payload is handed out only after
+    length and checksum proved right, so whoever reads to the end has verified data. A reader that
+    stops early has not. `guard` turns the exceptions of the source into ours.
+    """
+
+    def __init__(
+        self, source: Source, expected: Header, guard: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._source = source
+        self._expected = expected
+        self._guard = guard
+        self._pending = b""
+        self._ready = memoryview(b"")
+        self._finished = False
+        try:
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        while not self._ready and not self._finished:
+            self._fill()
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._source.close()
+
+    def _read(self) -> bytes:
+        with self._guard():
+            return self._source.read(_CHUNK)
+
+    def _read_header(self) -> None:
+        data = b""
+        while (end := data.find(b"\n", 0, MAX_HEADER_BYTES) + 1) == 0:
+            chunk = self._read()
+            data += chunk
+            if not chunk or len(data) >= MAX_HEADER_BYTES:
+                end = data.find(b"\n", 0, MAX_HEADER_BYTES) + 1
+                break
+        _decode_header(data[:end], self._expected)
+        self._seal = _Seal(data[:end])
+        self._pending = data[end:]
+
+    def _fill(self) -> None:
+        chunk = self._read()
+        if chunk:
+            # One byte more than the trailer stays behind until the end has been seen.
+            data = self._pending + chunk
+            stop = max(0, len(data) - TRAILER_BYTES - 1)
+            self._ready = memoryview(data)[:stop]
+            self._seal.update(self._ready)
+            self._pending = data[stop:]
+            return
+        stop = len(self._pending) - TRAILER_BYTES
+        if stop < 0:
+            raise _corrupt(self._expected, "it is truncated")
+        ready = memoryview(self._pending)[:stop]
+        self._seal.update(ready)
+        self._seal.check(self._pending[stop:], self._expected)
+        self._ready = ready
+        self._finished = True
+
+
+class FrameWriter(io.BufferedIOBase):
+    """A checkpoint being written as a stream.
+
+    It becomes visible, all at once, when the stream is closed or its `with` block ends without an
+    error. On any error, also one raised by the block, and when the writer is abandoned, it is
+    discarded and nothing remains. A failed `write` is final.
+    """
+
+    def __init__(
+        self, upload: Upload, header: Header, guard: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._upload = upload
+        self._header = header
+        self._guard = guard
+        self._failed = False
+        # Unlike __del__ this also runs before the interpreter stops the threads that S3 needs.
+        self._abandon = weakref.finalize(self, _discard_in_process, os.getpid(), upload)
+        head = encode_header(header)
+        self._seal = _Seal(head)
+        self._put(head)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Data, /) -> int:  # type: ignore[override]
+        if self.closed:
+            raise ValueError(f"{self._header} is closed: open it again to write it")
+        if self._failed:
+            raise StorageError(f"{self._header} was discarded after a failed write: write it anew")
+        with memoryview(data) as view, view.cast("B") as flat:
+            self._put(flat)
+            self._seal.update(flat)
+            return flat.nbytes
+
+    def tell(self) -> int:
+        return self._seal.length
+
+    def close(self) -> None:
+        """Publishes the checkpoint. It raises if that fails or if an earlier write failed."""
+        if self.closed:
+            return
+        if self._failed:
+            super().close()
+            raise StorageError(f"{self._header} was not written, because a write failed")
+        try:
+            self._put(self._seal.trailer())
+            with self._guard():
+                self._upload.commit()
+        except BaseException:
+            self.discard()
+            raise
+        self._abandon.detach()
+        super().close()
+
+    def discard(self) -> None:
+        """Gives up what was written. The checkpoint is as it was before."""
+        self._failed = True
+        self._abandon()
+        super().close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def __del__(self) -> None:
+        # io.IOBase would close, and so publish, what was left half written.
+        if not self.closed:
+            warnings.warn(f"{self._header} was not closed: discarded", ResourceWarning, source=self)
+            self.discard()
+
+    def _put(self, data: Data) -> None:
+        try:
+            with self._guard():
+                self._upload.write(data)
+        except BaseException:
+            self._failed = True
+            self._abandon()
+            raise
+
+
+class _Seal:
+    """Length and checksum of a file while it is written or read."""
+
+    def __init__(self, header: bytes) -> None:
+        self.length = 0
+        self._checksum = xxhash.xxh3_128(header)
+
+    def update(self, payload: Data) -> None:
+        self.length += len(payload)
+        self._checksum.update(payload)
+
+    def trailer(self) -> bytes:
+        length = _LENGTH.pack(self.length)
+        self._checksum.update(length)
+        return length + self._checksum.digest()
+
+    def check(self, trailer: bytes, expected: Header) -> None:
+        if trailer[: _LENGTH.size] != _LENGTH.pack(self.length):
+            raise _corrupt(expected, "its length is not the one that was written")
+        if trailer != self.trailer():
+            raise _corrupt(expected, "its checksum does not match")
+
+
+def _decode_header(line: bytes, expected: Header) -> Header:
+    try:
+        if not line:
+            raise ValueError("there is no header line")
+        parsed = _json.parse_object(line)
+        version = _json.format_version(parsed)
+        if version > VERSION:
+            raise UnsupportedFormatError(
+                f"{expected} has format {version}, written by a newer version of checkpoint_store "
+                f"(this one reads up to {VERSION}): upgrade it"
+            )
+        header = Header(
+            workflow=_json.string(parsed, "workflow"),
+            task=_json.string(parsed, "task"),
+            token=_json.string(parsed, "token"),
+            inputs=_json.optional_string(parsed, "inputs"),
+            serializer=_json.optional_string(parsed, "serializer"),
+            text=parsed.get("text") is True,
+        )
+    except ValueError as error:
+        raise _corrupt(expected, str(error)) from error
+    found = (header.workflow, header.task, header.token)
+    if found != (expected.workflow, expected.task, expected.token):
+        if header.token == expected.token and header.task.casefold() == expected.task.casefold():
+            raise InvalidNameError(
+                f"{expected} would share its file with {header.task!r} of {header.workflow!r}, "
+                "because this disk does not tell upper from lower case: choose another name"
+            )
+        raise _corrupt(expected, f"it is {header}, generation {header.token}")
+    return header
+
+
+def _corrupt(expected: Header, why: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"{expected} is corrupt ({why}): delete it and compute it again, or restore its file"
+    )
+
+
+def _discard_in_process(pid: int, upload: Upload) -> None:
+    # A forked child inherits the writer, but the upload is its parent's.
+    if os.getpid() == pid:
+        upload.discard()

@@ -17,7 +17,8 @@ them survive pickling with their attributes, so that a worker's error reaches it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -120,3 +121,19 @@ class StorageError(CheckpointStoreError, OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.args, {**self.__dict__, "errno": self.errno}
+
+
+@contextmanager
+def storage_errors(subject: object) -> Iterator[None]:
+    """Raises whatever a filesystem raises as `StorageError` about `subject`.
+
+    `FileNotFoundError` passes: a filesystem of ours raises it for a missing key and nothing else.
+    """
+    try:
+        yield
+    except (CheckpointStoreError, FileNotFoundError):
+        raise
+    except Exception as error:
+        errno = error.errno if isinstance(error, OSError) else None
+        detail = str(error) or type(error).__name__
+        raise StorageError(f"{subject}: {detail}", errno=errno) from error

@@ -1,0 +1,87 @@
+"""What the store asks of a filesystem: bytes under keys `folder/name`, nothing about workflows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from .._frame import Data, Source, Upload
+
+SMALL_BYTES = 64 * 1024 + 1
+"""As much of a record as is ever read: one byte more than it may have."""
+
+PAGE = 1000
+"""Names a page, as S3 lists and deletes them."""
+
+
+class Stored(NamedTuple):
+    """A small file as it was read, for a later `swap`."""
+
+    data: bytes
+    etag: str = ""
+
+
+class Filesystem(ABC):
+    """The primitives. Each raises `FileNotFoundError` for a missing key and for nothing else."""
+
+    conditional_writes: bool | None
+    """Whether `swap` is atomic among all writers; None while not yet known."""
+
+    max_concurrency: int
+    """How many calls at once pay off and are safe."""
+
+    @abstractmethod
+    def read(self, key: str) -> bytes: ...
+
+    @abstractmethod
+    def read_small(self, key: str) -> Stored:
+        """At most `SMALL_BYTES` of a file."""
+
+    @abstractmethod
+    def contains(self, key: str) -> bool: ...
+
+    @abstractmethod
+    def write(self, key: str, parts: Sequence[Data]) -> None:
+        """Publishes a file made of `parts`, whole or not at all where the storage can."""
+
+    @abstractmethod
+    def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
+        """Replaces a file that is still `old` (None: absent) with `data`.
+
+        False if it was refused. Any exception leaves open whether it has, or yet will, take effect.
+        """
+
+    @abstractmethod
+    def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        """Deletes up to `PAGE` files in order, and returns those it could not with the reason.
+
+        Missing ones count as deleted.
+        """
+
+    @abstractmethod
+    def pages(self, folder: str) -> Iterator[list[str]]:
+        """The names of the files in a folder, a page at a time; none if there is no folder."""
+
+    @abstractmethod
+    def folders(self) -> Iterator[str]:
+        """The names of all folders, lazily."""
+
+    @abstractmethod
+    def open_read(self, key: str) -> Source: ...
+
+    @abstractmethod
+    def open_write(self, key: str) -> Upload: ...
+
+    def detach(self, folder: str, record: str) -> None:
+        """The moment in which a folder is cleared: its record is gone, if need be before its files."""
+        failures = self.delete([f"{folder}/{record}"])
+        for reason in failures.values():
+            raise OSError(f"the record could not be deleted: {reason}")
+
+    def leftovers(self, folder: str) -> Iterator[list[str]]:
+        """Keys that interrupted operations on a folder left outside it, a page at a time."""
+        return iter(())
+
+    def close(self) -> None:
+        """Releases connections. The next call would open new ones."""

@@ -1,0 +1,159 @@
+"""Any other fsspec filesystem, without conditional writes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import fsspec
+import fsspec.asyn
+
+from .._frame import Data, Source, Upload
+from .base import PAGE, SMALL_BYTES, Filesystem, Stored
+
+if hasattr(os, "register_at_fork"):
+    # A lock held by another thread at the time of the fork would stay locked in the child.
+    os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
+
+
+class GenericFilesystem(Filesystem):
+    """Literal calls only: fsspec's `rm`, `cat` and `get` expand globs, and `exists` hides errors."""
+
+    conditional_writes: bool | None = False
+
+    def __init__(
+        self, protocol: str, path: str, options: Mapping[str, Any], *, max_concurrency: int
+    ) -> None:
+        self._protocol = protocol
+        self._url_path = path
+        self._options = dict(options)
+        # One instance a process: an inherited one is not fork-safe, and dropping it costs a second.
+        self._instances: dict[int, Any] = {}
+        is_async = getattr(fsspec.get_filesystem_class(protocol), "async_impl", False)
+        self.max_concurrency = max_concurrency if is_async else 1
+
+    @property
+    def _fs(self) -> Any:
+        process = os.getpid()
+        return self._instances.get(process) or self._instances.setdefault(process, self._connect())
+
+    def _connect(self) -> Any:
+        # An instance of our own, so that nobody else's cache or transaction has a say.
+        fs = fsspec.filesystem(self._protocol, skip_instance_cache=True, **self._options)
+        fs.dircache.use_listings_cache = False
+        return fs
+
+    def _path(self, key: str = "") -> str:
+        return f"{self._url_path}/{key}".rstrip("/")
+
+    def read(self, key: str) -> bytes:
+        return bytes(self._fs.cat_file(self._path(key)))
+
+    def read_small(self, key: str) -> Stored:
+        return Stored(self.read(key)[:SMALL_BYTES])
+
+    def contains(self, key: str) -> bool:
+        try:
+            return bool(self._fs.info(self._path(key))["type"] == "file")
+        except FileNotFoundError:
+            return False
+
+    def write(self, key: str, parts: Sequence[Data]) -> None:
+        data = b"".join(parts)
+        self._publish(key, lambda path: self._fs.pipe_file(path, data))
+
+    def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
+        try:
+            current: Stored | None = self.read_small(key)
+        except FileNotFoundError:
+            current = None
+        if current != old:
+            return False
+        self.write(key, [data])
+        return True
+
+    def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        failures = {}
+        for key in keys:
+            try:
+                self._fs.rm_file(self._path(key))
+            except FileNotFoundError:
+                pass
+            except Exception as error:
+                failures[key] = str(error) or type(error).__name__
+        return failures
+
+    def pages(self, folder: str) -> Iterator[list[str]]:
+        entries = self._list(self._path(folder))
+        names = (_name(entry) for entry in entries if entry["type"] == "file")
+        while page := list(islice(names, PAGE)):
+            yield page
+
+    def folders(self) -> Iterator[str]:
+        entries = self._list(self._path())
+        return (_name(entry) for entry in entries if entry["type"] == "directory")
+
+    def open_read(self, key: str) -> Source:
+        source: Source = self._fs.open(self._path(key), "rb")
+        return source
+
+    def open_write(self, key: str) -> Upload:
+        return _SpooledUpload(self, key)
+
+    def put(self, local_path: str, key: str) -> None:
+        self._publish(key, lambda path: self._fs.put_file(local_path, path))
+
+    def _list(self, path: str) -> list[dict[str, Any]]:
+        fs = self._fs
+        fs.invalidate_cache()
+        try:
+            return list(fs.ls(path, detail=True))
+        except FileNotFoundError:
+            return []
+
+    def _publish(self, key: str, send: Callable[[str], object]) -> None:
+        path = self._path(key)
+        try:
+            send(path)
+        except FileNotFoundError:
+            self._make_folders(path.rpartition("/")[0])
+            try:
+                send(path)
+            except FileNotFoundError as error:
+                raise OSError(f"{path} cannot be created: {error}") from error
+
+    def _make_folders(self, path: str) -> None:
+        # One level at a time and never the first, which on an object store is the bucket.
+        parts = path.split("/")
+        first = 2 if path.startswith("/") else 1
+        for count in range(first + 1, len(parts) + 1):
+            with suppress(FileExistsError):
+                self._fs.mkdir("/".join(parts[:count]), create_parents=False)
+
+
+class _SpooledUpload:
+    """Collects a stream in a local temporary file, because few filesystems can discard one."""
+
+    def __init__(self, filesystem: GenericFilesystem, key: str) -> None:
+        self._filesystem = filesystem
+        self._key = key
+        self._file = tempfile.NamedTemporaryFile(prefix="checkpoint-")  # noqa: SIM115
+
+    def write(self, data: Data) -> None:
+        self._file.write(data)
+
+    def commit(self) -> None:
+        self._file.flush()
+        self._filesystem.put(self._file.name, self._key)
+        self._file.close()
+
+    def discard(self) -> None:
+        self._file.close()
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rpartition("/")[2]

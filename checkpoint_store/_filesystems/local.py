@@ -1,0 +1,347 @@
+"""Files on a local disk, published durably and atomically."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import islice
+
+from filelock import FileLock, Timeout
+
+from .._frame import Data, Source, Upload
+from .._names import decode_name, parse_file_name
+from ..errors import ContentionError, InvalidNameError
+from .base import PAGE, SMALL_BYTES, Filesystem, Stored
+
+try:
+    import fcntl
+except ImportError:  # Windows: an open file cannot be removed there, which protects it as well.
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_TIMEOUT = 60.0
+"""Seconds. A record is changed within milliseconds, so whoever holds the lock longer is stuck."""
+
+_TRIES = 10
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_READ = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | getattr(os, "O_BINARY", 0)
+
+
+class LocalFilesystem(Filesystem):
+    """fsspec's own local files are not used: they truncate in place, never sync, create after a
+    check, and follow links."""
+
+    conditional_writes = True
+    max_concurrency = 1
+
+    def __init__(self, root: str, *, durable: bool) -> None:
+        self.root = root
+        self.durable = durable
+        self._folds: bool | None = None
+
+    def read(self, key: str) -> bytes:
+        with self._open(key) as file:
+            return file.readall()
+
+    def read_small(self, key: str) -> Stored:
+        with self._open(key) as file:
+            return Stored(io.BufferedReader(file).read(SMALL_BYTES))
+
+    def contains(self, key: str) -> bool:
+        try:
+            found = stat.S_ISREG(os.lstat(self._path(key)).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return found and self._spelled(key)
+
+    def write(self, key: str, parts: Sequence[Data]) -> None:
+        upload = self.open_write(key)
+        try:
+            for part in parts:
+                upload.write(part)
+            upload.commit()
+        except BaseException:
+            upload.discard()
+            raise
+
+    def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
+        folder = key.partition("/")[0]
+        with self._lock(folder):
+            try:
+                current: Stored | None = self.read_small(key)
+            except FileNotFoundError:
+                current = None
+            if current != old:
+                return False
+            if old is None:
+                # Whoever made the folder may not have synced its entry yet.
+                self._make_folder(folder)
+                self._sync_folder(self.root)
+            self.write(key, [data])
+            return True
+
+    def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        failures = {}
+        for key in keys:
+            try:
+                if self.contains(key):
+                    os.unlink(self._path(key))
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                failures[key] = error.strerror or str(error)
+        for folder in {key.rpartition("/")[0] for key in keys}:
+            with suppress(OSError):
+                os.rmdir(os.path.join(self.root, folder))
+        return failures
+
+    def pages(self, folder: str) -> Iterator[list[str]]:
+        path = os.path.join(self.root, folder)
+        _refuse_link(path)
+        try:
+            entries = os.scandir(path)
+        except FileNotFoundError:
+            return
+        with entries:
+            names = (entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+            while page := list(islice(names, PAGE)):
+                yield page
+
+    def folders(self) -> Iterator[str]:
+        yield from _subfolders(self.root)
+        for name in _subfolders(os.path.join(self.root, ".tmp")):
+            folder = name.partition("~")[0]
+            if not os.path.isdir(os.path.join(self.root, folder)):
+                yield folder
+
+    def open_read(self, key: str) -> Source:
+        return self._open(key)
+
+    def open_write(self, key: str) -> Upload:
+        return _LocalUpload(self, key)
+
+    def detach(self, folder: str, record: str) -> None:
+        """Renames the folder away, so that writers cannot disturb its removal.
+
+        A folder with files that are not ours keeps them: only the record is removed.
+        """
+        path = os.path.join(self.root, folder)
+        _refuse_link(path)
+        with self._lock(folder):
+            try:
+                names = os.listdir(path)
+            except FileNotFoundError:
+                return
+            if not self._spelled(folder):
+                raise InvalidNameError(
+                    f"{decode_name(folder)!r} is another workflow's name but for upper and lower "
+                    "case, which this disk does not tell apart: use its exact name"
+                )
+            if all(name == record or parse_file_name(name) for name in names):
+                self._make_folder(".tmp")
+                os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(path, record))
+                self._sync_folder(path)
+            self._sync_folder(self.root)
+
+    def leftovers(self, folder: str) -> Iterator[list[str]]:
+        """Files of folders that were renamed away, and temporary files whose writer is dead."""
+        tmp = os.path.join(self.root, ".tmp")
+        try:
+            names = [name for name in os.listdir(tmp) if name.startswith(f"{folder}~")]
+        except FileNotFoundError:
+            return
+        for name in names:
+            path = os.path.join(tmp, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                for page in self.pages(f".tmp/{name}"):
+                    yield [f".tmp/{name}/{file}" for file in page]
+                with suppress(OSError):
+                    os.rmdir(path)
+            elif not _in_use(path):
+                yield [f".tmp/{name}"]
+
+    def _path(self, key: str) -> str:
+        folder, _, name = key.rpartition("/")
+        path = os.path.join(self.root, folder)
+        _refuse_link(path)
+        return os.path.join(path, name)
+
+    def _open(self, key: str) -> io.FileIO:
+        file = io.FileIO(os.open(self._path(key), _READ))
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError("not a regular file: move it away")
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    @contextmanager
+    def _lock(self, folder: str) -> Iterator[None]:
+        # A lock of its own for each operation: a forked child inherits descriptors, not intentions.
+        self._make_folder(".locks")
+        path = os.path.join(self.root, ".locks", f"{folder}.lock")
+        lock = FileLock(path, timeout=LOCK_TIMEOUT, thread_local=False, is_singleton=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ContentionError(
+                f"{path} was held by another process for {LOCK_TIMEOUT:.0f} s: find out which one "
+                "hangs, and try again"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _make_folder(self, folder: str) -> None:
+        path = os.path.join(self.root, folder)
+        missing = []
+        while not os.path.isdir(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        for path in reversed(missing):
+            with suppress(FileExistsError):
+                os.mkdir(path)
+            self._sync_folder(os.path.dirname(path))
+
+    def _sync_folder(self, path: str) -> None:
+        if self.durable and os.name != "nt":
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                return  # Cleared since: there is nothing left to keep.
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def publish(self, temporary: str, key: str) -> None:
+        """Moves a complete temporary file to its key."""
+        folder = key.partition("/")[0]
+        with self._lock(folder) if self._folds_case() else nullcontext():
+            for attempt in range(_TRIES):
+                path = self._path(key)
+                if self._folds_case() and os.path.lexists(path) and not self._spelled(key):
+                    raise InvalidNameError(
+                        f"the file {key} would replace one whose name differs only in upper and "
+                        "lower case, which this disk does not tell apart: choose another name"
+                    )
+                try:
+                    os.replace(temporary, path)
+                    break
+                except FileNotFoundError:
+                    # A clear took the folder away, and perhaps will again.
+                    if attempt == _TRIES - 1 or not os.path.lexists(temporary):
+                        raise ContentionError(
+                            f"the folder of {key} was cleared again and again while it was "
+                            "written: write it anew"
+                        ) from None
+                    self._make_folder(folder)
+        self._sync_folder(os.path.dirname(path))
+
+    def _folds_case(self) -> bool:
+        if self._folds is None:
+            self._make_folder(".tmp")
+            self._folds = os.path.isdir(os.path.join(self.root, ".TMP"))
+        return self._folds
+
+    def _spelled(self, key: str) -> bool:
+        """Whether an existing file or folder has exactly this name, not one that folds to it."""
+        if not self._folds_case():
+            return True
+        folder, _, name = key.rpartition("/")
+        return name in os.listdir(os.path.join(self.root, folder))
+
+
+class _LocalUpload:
+    """A temporary file on the same disk. Its lock tells `leftovers` that its writer lives."""
+
+    def __init__(self, filesystem: LocalFilesystem, key: str) -> None:
+        self._filesystem = filesystem
+        self._key = key
+        self._folder = key.partition("/")[0]
+        while True:
+            self._path, self._descriptor = self._create()
+            if fcntl is None:
+                break
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            if os.fstat(self._descriptor).st_nlink:
+                break
+            os.close(self._descriptor)  # Swept before it was locked.
+
+    def _create(self) -> tuple[str, int]:
+        name = _temporary_name(self._folder)
+        path = os.path.join(self._filesystem.root, ".tmp", name)
+        try:
+            return path, os.open(path, _CREATE, 0o666)
+        except FileNotFoundError:
+            self._filesystem._make_folder(".tmp")
+            return path, os.open(path, _CREATE, 0o666)
+
+    def write(self, data: Data) -> None:
+        with memoryview(data) as view:
+            written = 0
+            while written < len(view):
+                written += os.write(self._descriptor, view[written:])
+
+    def commit(self) -> None:
+        if self._filesystem.durable:
+            os.fsync(self._descriptor)
+        if os.name == "nt":
+            self._close()
+        self._filesystem.publish(self._path, self._key)
+        self._close()
+
+    def discard(self) -> None:
+        self._close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _temporary_name(folder: str) -> str:
+    return f"{folder}~{secrets.token_hex(8)}"
+
+
+def _refuse_link(path: str) -> None:
+    if os.path.islink(path):
+        raise OSError(f"{path} is a symbolic link, which is not followed: replace it by a folder")
+
+
+def _subfolders(path: str) -> Iterator[str]:
+    try:
+        entries = os.scandir(path)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield entry.name
+
+
+def _in_use(path: str) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _NOFOLLOW)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,80 @@
+"""fsspec's process-wide `memory://` files, under one lock."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from .._frame import Data, Source, Upload
+from .base import Stored
+from .generic import GenericFilesystem
+
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class MemoryFilesystem(GenericFilesystem):
+    """The lock makes `swap` atomic, and keeps listings from failing beside a writer."""
+
+    conditional_writes = True
+
+    def __init__(self, path: str) -> None:
+        super().__init__("memory", path, {}, max_concurrency=1)
+
+    def read(self, key: str) -> bytes:
+        with _lock:
+            return super().read(key)
+
+    def contains(self, key: str) -> bool:
+        with _lock:
+            return super().contains(key)
+
+    def write(self, key: str, parts: Sequence[Data]) -> None:
+        with _lock:
+            super().write(key, parts)
+
+    def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
+        with _lock:
+            return super().swap(key, old, data)
+
+    def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        with _lock:
+            return super().delete(keys)
+
+    def open_read(self, key: str) -> Source:
+        # All readers of an open memory file share one position.
+        return io.BytesIO(self.read(key))
+
+    def open_write(self, key: str) -> Upload:
+        return _MemoryUpload(self, key)
+
+    def _list(self, path: str) -> list[dict[str, Any]]:
+        with _lock:
+            return super()._list(path)
+
+
+class _MemoryUpload:
+    def __init__(self, filesystem: MemoryFilesystem, key: str) -> None:
+        self._filesystem = filesystem
+        self._key = key
+        self._buffer = io.BytesIO()
+
+    def write(self, data: Data) -> None:
+        self._buffer.write(data)
+
+    def commit(self) -> None:
+        self._filesystem.write(self._key, [self._buffer.getbuffer()])
+
+    def discard(self) -> None:
+        self._buffer.close()
