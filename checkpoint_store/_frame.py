@@ -263,7 +263,8 @@ class FrameWriter(io.BufferedIOBase):
     def __del__(self) -> None:
         # io.IOBase would close, and so publish, what was left half written.
         if not self.closed:
-            warnings.warn(f"{self._header} was not closed: discarded", ResourceWarning, source=self)
+            message = f"{self._header} was not closed: discarded"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
             self.discard()
 
     def _put(self, data: Data) -> None:

@@ -89,9 +89,7 @@ def overlay(record: Record) -> Record:
 
 def label(record: Record, fingerprint: str) -> Record:
     """The next version of a record that had no fingerprint: what is there gets this one."""
-    return replace(
-        record, fingerprint=fingerprint, nonce=secrets.token_hex(16), updated=_now()
-    )
+    return replace(record, fingerprint=fingerprint, nonce=secrets.token_hex(16), updated=_now())
 
 
 def change_of(

@@ -64,8 +64,8 @@ class Filesystem(ABC):
         """The names of the files in a folder, a page at a time; none if there is no folder."""
 
     @abstractmethod
-    def folders(self) -> Iterator[str]:
-        """The names of all folders, lazily."""
+    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
+        """Every folder, lazily, with the names of its files, to be read before the next folder."""
 
     @abstractmethod
     def open_read(self, key: str) -> Source: ...
@@ -74,14 +74,14 @@ class Filesystem(ABC):
     def open_write(self, key: str) -> Upload: ...
 
     def detach(self, folder: str, record: str) -> None:
-        """The moment in which a folder is cleared: its record is gone, if need be before its files."""
+        """The moment in which a folder is cleared: its record goes, before or with its files."""
         failures = self.delete([f"{folder}/{record}"])
         for reason in failures.values():
             raise OSError(f"the record could not be deleted: {reason}")
 
-    def leftovers(self, folder: str) -> Iterator[list[str]]:
+    def leftovers(self, folder: str) -> Iterator[list[str]]:  # noqa: ARG002
         """Keys that interrupted operations on a folder left outside it, a page at a time."""
         return iter(())
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Releases connections. The next call would open new ones."""

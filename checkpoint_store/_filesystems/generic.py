@@ -21,7 +21,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class GenericFilesystem(Filesystem):
-    """Literal calls only: fsspec's `rm`, `cat` and `get` expand globs, and `exists` hides errors."""
+    """Literal calls only: fsspec's `rm`, `cat` and `get` expand globs, `exists` hides errors."""
 
     conditional_writes: bool | None = False
 
@@ -83,19 +83,20 @@ class GenericFilesystem(Filesystem):
                 self._fs.rm_file(self._path(key))
             except FileNotFoundError:
                 pass
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 failures[key] = str(error) or type(error).__name__
         return failures
 
     def pages(self, folder: str) -> Iterator[list[str]]:
-        entries = self._list(self._path(folder))
-        names = (_name(entry) for entry in entries if entry["type"] == "file")
+        names = self._names(folder)
         while page := list(islice(names, PAGE)):
             yield page
 
-    def folders(self) -> Iterator[str]:
-        entries = self._list(self._path())
-        return (_name(entry) for entry in entries if entry["type"] == "directory")
+    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
+        for entry in self._list(self._path()):
+            if entry["type"] == "directory":
+                folder = _name(entry)
+                yield folder, self._names(folder)
 
     def open_read(self, key: str) -> Source:
         source: Source = self._fs.open(self._path(key), "rb")
@@ -106,6 +107,10 @@ class GenericFilesystem(Filesystem):
 
     def put(self, local_path: str, key: str) -> None:
         self._publish(key, lambda path: self._fs.put_file(local_path, path))
+
+    def _names(self, folder: str) -> Iterator[str]:
+        entries = self._list(self._path(folder))
+        return (_name(entry) for entry in entries if entry["type"] == "file")
 
     def _list(self, path: str) -> list[dict[str, Any]]:
         fs = self._fs

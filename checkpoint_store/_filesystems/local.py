@@ -102,21 +102,16 @@ class LocalFilesystem(Filesystem):
     def pages(self, folder: str) -> Iterator[list[str]]:
         path = os.path.join(self.root, folder)
         _refuse_link(path)
-        try:
-            entries = os.scandir(path)
-        except FileNotFoundError:
-            return
-        with entries:
-            names = (entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-            while page := list(islice(names, PAGE)):
-                yield page
+        names = _files(path)
+        while page := list(islice(names, PAGE)):
+            yield page
 
-    def folders(self) -> Iterator[str]:
-        yield from _subfolders(self.root)
-        for name in _subfolders(os.path.join(self.root, ".tmp")):
-            folder = name.partition("~")[0]
-            if not os.path.isdir(os.path.join(self.root, folder)):
-                yield folder
+    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
+        for name in _subfolders(self.root):
+            yield name, _files(os.path.join(self.root, name))
+        retired = os.path.join(self.root, ".tmp")
+        for name in _subfolders(retired):
+            yield name.partition("~")[0], _files(os.path.join(retired, name))
 
     def open_read(self, key: str) -> Source:
         return self._open(key)
@@ -321,14 +316,20 @@ def _refuse_link(path: str) -> None:
 
 
 def _subfolders(path: str) -> Iterator[str]:
+    return (entry.name for entry in _entries(path) if entry.is_dir(follow_symlinks=False))
+
+
+def _files(path: str) -> Iterator[str]:
+    return (entry.name for entry in _entries(path) if entry.is_file(follow_symlinks=False))
+
+
+def _entries(path: str) -> Iterator[os.DirEntry[str]]:
     try:
         entries = os.scandir(path)
     except FileNotFoundError:
         return
     with entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield entry.name
+        yield from entries
 
 
 def _in_use(path: str) -> bool:
