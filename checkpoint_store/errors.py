@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._policy import InputChange
+    from ._record import InputChange
 
 
 class CheckpointStoreError(Exception):

@@ -6,6 +6,7 @@ import io
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
@@ -17,10 +18,8 @@ from .._names import decode_name, parse_file_name
 from ..errors import ContentionError, InvalidNameError
 from .base import PAGE, SMALL_BYTES, Filesystem, Stored
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: an open file cannot be removed there, which protects it as well.
-    fcntl = None  # type: ignore[assignment]
 
 LOCK_TIMEOUT = 60.0
 """Seconds. A record is changed within milliseconds, so whoever holds the lock longer is stuck."""
@@ -111,7 +110,9 @@ class LocalFilesystem(Filesystem):
             yield name, _files(os.path.join(self.root, name))
         retired = os.path.join(self.root, ".tmp")
         for name in _subfolders(retired):
-            yield name.partition("~")[0], _files(os.path.join(retired, name))
+            folder = name.partition("~")[0]
+            if not os.path.isdir(os.path.join(self.root, folder)):
+                yield folder, _files(os.path.join(retired, name))
 
     def open_read(self, key: str) -> Source:
         return self._open(key)
@@ -208,7 +209,7 @@ class LocalFilesystem(Filesystem):
             self._sync_folder(os.path.dirname(path))
 
     def _sync_folder(self, path: str) -> None:
-        if self.durable and os.name != "nt":
+        if self.durable and sys.platform != "win32":
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             except FileNotFoundError:
@@ -265,7 +266,7 @@ class _LocalUpload:
         self._folder = key.partition("/")[0]
         while True:
             self._path, self._descriptor = self._create()
-            if fcntl is None:
+            if sys.platform == "win32":  # An open file cannot be removed there.
                 break
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
             if os.fstat(self._descriptor).st_nlink:
@@ -290,7 +291,7 @@ class _LocalUpload:
     def commit(self) -> None:
         if self._filesystem.durable:
             os.fsync(self._descriptor)
-        if os.name == "nt":
+        if sys.platform == "win32":
             self._close()
         self._filesystem.publish(self._path, self._key)
         self._close()
@@ -333,7 +334,7 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _in_use(path: str) -> bool:
-    if fcntl is None:
+    if sys.platform == "win32":
         return False
     try:
         descriptor = os.open(path, os.O_RDONLY | _NOFOLLOW)
