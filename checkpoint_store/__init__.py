@@ -1,1 +1,60 @@
-"""Checkpoints of workflows."""
+"""Checkpoints for workflows on any fsspec URL, which never come back for other inputs.
+
+>>> from checkpoint_store import CheckpointNotFoundError, CheckpointStore, resume
+>>> store = CheckpointStore("memory://quickstart")
+>>> run = resume(store, "orders", {"day": "2026-11-23"}, on_input_change="reset")
+>>> try:
+...     total = run.load("total")
+... except CheckpointNotFoundError:
+...     total = run.dump("total", 42)
+>>> total
+42
+"""
+
+from ._fingerprint import fingerprint, register
+from ._policy import Decision
+from ._record import InputChange
+from ._resume import plan, resume
+from ._run import Run
+from ._store import CheckpointStore
+from .errors import (
+    CheckpointNotFoundError,
+    CheckpointStoreError,
+    ContentionError,
+    CorruptCheckpointError,
+    CorruptRecordError,
+    FingerprintError,
+    IncompleteClearError,
+    InputChangedError,
+    InvalidNameError,
+    InvalidPolicyError,
+    InvalidURLError,
+    SerializationError,
+    StorageError,
+    UnsupportedFormatError,
+)
+
+__all__ = [
+    "CheckpointNotFoundError",
+    "CheckpointStore",
+    "CheckpointStoreError",
+    "ContentionError",
+    "CorruptCheckpointError",
+    "CorruptRecordError",
+    "Decision",
+    "FingerprintError",
+    "IncompleteClearError",
+    "InputChange",
+    "InputChangedError",
+    "InvalidNameError",
+    "InvalidPolicyError",
+    "InvalidURLError",
+    "Run",
+    "SerializationError",
+    "StorageError",
+    "UnsupportedFormatError",
+    "fingerprint",
+    "plan",
+    "register",
+    "resume",
+]

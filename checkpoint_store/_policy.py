@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ._record import InputChange, Record, change_of
-from .errors import CorruptRecordError, InvalidPolicyError
+from .errors import CorruptRecordError, InputChangedError, InvalidPolicyError
 
 Policy = Literal["reuse", "reset", "raise"]
 Action = Literal["start", "continue", "reuse", "reset", "raise"]
@@ -64,3 +64,16 @@ def decide(
     difference = change_of(record, fingerprint, inputs)
     action: Action = "continue" if difference is None else policy
     return Decision(action, policy, record.fingerprint, fingerprint, difference)
+
+
+def changed_error(record: Record, fingerprint: str, change: InputChange) -> InputChangedError:
+    """The error of a strict run on checkpoints that come from other inputs."""
+    return InputChangedError(
+        f"workflow {record.workflow!r} has checkpoints from other inputs ({change.reason}): resume "
+        "it with the earlier inputs, choose another workflow id, or let on_input_change be "
+        "'reset' to start over or 'reuse' to keep them",
+        workflow_id=record.workflow,
+        stored=record.fingerprint,
+        current=fingerprint,
+        change=change,
+    )

@@ -113,27 +113,36 @@ class IncompleteClearError(CheckpointStoreError):
 
 class StorageError(CheckpointStoreError, OSError):
     """What the filesystem raised, with the workflow and task named; its exception is the cause and
-    its `errno`, where it had one, is kept."""
+    its `errno`, where it had one, is kept.
 
-    def __init__(self, message: str, *, errno: int | None = None) -> None:
+    From `write_many` and `dump_many`, `failures` maps each task that was not written to the reason.
+    """
+
+    def __init__(
+        self, message: str, *, errno: int | None = None, failures: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.errno = errno
+        self.failures = dict(failures or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.args, {**self.__dict__, "errno": self.errno}
 
 
 @contextmanager
-def storage_errors(subject: object) -> Iterator[None]:
+def storage_errors(subject: object, *, missing_passes: bool = False) -> Iterator[None]:
     """Raises whatever a filesystem raises as `StorageError` about `subject`.
 
-    `FileNotFoundError` passes: a filesystem of ours raises it for a missing key and nothing else.
+    With `missing_passes`, `FileNotFoundError` is left to the caller: a filesystem of ours raises it
+    for a missing key and nothing else.
     """
     try:
         yield
-    except (CheckpointStoreError, FileNotFoundError):
+    except CheckpointStoreError:
         raise
     except Exception as error:
+        if missing_passes and isinstance(error, FileNotFoundError):
+            raise
         errno = error.errno if isinstance(error, OSError) else None
         detail = str(error) or type(error).__name__
         raise StorageError(f"{subject}: {detail}", errno=errno) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
 
 from .._frame import Data, Source, Upload
 
@@ -22,6 +24,13 @@ class Stored(NamedTuple):
     etag: str = ""
 
 
+@lru_cache(maxsize=32)
+def _rebuild(arguments: bytes) -> Filesystem:
+    kind, args, kwargs = pickle.loads(arguments)
+    filesystem: Filesystem = kind(*args, **kwargs)
+    return filesystem
+
+
 class Filesystem(ABC):
     """The primitives. Each raises `FileNotFoundError` for a missing key and for nothing else."""
 
@@ -30,6 +39,21 @@ class Filesystem(ABC):
 
     max_concurrency: int
     """How many calls at once pay off and are safe."""
+
+    warned = False
+    """Whether somebody was told that there are no conditional writes."""
+
+    _arguments: tuple[object, ...]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self._arguments = (cls, args, kwargs)
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Filesystem], tuple[bytes]]:
+        # Connections stay behind. Copies in one process share theirs, or a worker that is handed
+        # a run with each task would connect for each.
+        return _rebuild, (pickle.dumps(self._arguments),)
 
     @abstractmethod
     def read(self, key: str) -> bytes: ...

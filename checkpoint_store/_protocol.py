@@ -1,0 +1,153 @@
+"""The record protocol: how the one mutable file of a workflow is read and changed, and in which
+order files may be deleted.
+
+An exhaustive search of the possible crashes and races chose these orders. In particular:
+
+- A record is created if absent or swapped against the version that was read. The winner is never
+  inferred from the reply: the record is read again, and the nonce in it tells.
+- Collecting lists a page first, reads the record after it, and deletes only what that record no
+  longer refers to. A file of a newer generation is thus never listed before its record is seen.
+- Clearing deletes the record first. From then on every file is garbage, whoever removes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from ._filesystems.base import Filesystem, Stored
+from ._names import RECORD, encode_name, parse_file_name
+from ._record import Record, decode_record, encode_record
+from .errors import ContentionError, CorruptRecordError, IncompleteClearError, storage_errors
+
+logger = logging.getLogger("checkpoint_store")
+
+TRIES = 10
+"""Swaps of one record before giving up. Each that fails means that somebody else's succeeded."""
+
+Proposal = Callable[[Record | CorruptRecordError | None], Record | None]
+
+
+def read_record(filesystem: Filesystem, workflow_id: str) -> Record | None:
+    """The record of a workflow, or None if there is none. A corrupt one raises."""
+    _, found = read_version(filesystem, workflow_id)
+    if isinstance(found, CorruptRecordError):
+        raise found
+    return found
+
+
+def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -> Record:
+    """Replaces the record by the one that `propose` makes of it, and returns the record in force.
+
+    `propose` returns None to keep the record. It is asked again whenever the record turns out to
+    be another than the one it was shown.
+    """
+    key = _record_key(workflow_id)
+    proposed: Record | None = None
+    failure: Exception | None = None
+    for attempt in range(TRIES):
+        stored, found = read_version(filesystem, workflow_id)
+        if isinstance(found, Record) and proposed and found.nonce == proposed.nonce:
+            return found  # It had taken effect, and only the reply was lost.
+        if failure is not None:
+            raise failure
+        proposed = propose(found)
+        if proposed is None:
+            assert isinstance(found, Record)
+            return found
+        try:
+            with storage_errors(f"the record of workflow {workflow_id!r}"):
+                swapped = filesystem.swap(key, stored, encode_record(proposed))
+        except Exception as error:  # noqa: BLE001
+            failure = error
+            continue
+        _warn_without_conditions(filesystem)
+        if swapped:
+            return proposed
+        logger.debug("workflow %r: lost a race for its record (try %d)", workflow_id, attempt + 1)
+        time.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))
+    raise failure or ContentionError(
+        f"the record of workflow {workflow_id!r} changed {TRIES} times while this run tried to "
+        "change it: find out which other runs resume the same workflow, and try again"
+    )
+
+
+def collect(filesystem: Filesystem, workflow_id: str, *, cleared: bool = False) -> int:
+    """Deletes the files of retired generations and returns the number of checkpoints among them.
+
+    Without a record nothing is deleted, except that after a `clear` everything is.
+    """
+    folder = _folder(workflow_id)
+    removed = 0
+    failures: dict[str, str] = {}
+
+    def delete(keys: list[str]) -> None:
+        nonlocal removed
+        if keys:
+            failed = filesystem.delete(keys)
+            removed += sum(key not in failed and _is_checkpoint(key) for key in keys)
+            failures.update(failed)
+
+    with storage_errors(f"collecting workflow {workflow_id!r}"):
+        for names in filesystem.pages(folder):
+            files = [(name, parsed[1]) for name in names if (parsed := parse_file_name(name))]
+            if not files:
+                continue
+            record = read_record(filesystem, workflow_id)
+            if record is None and not cleared:
+                return removed
+            live = () if record is None else (record.token, record.base)
+            delete([f"{folder}/{name}" for name, token in files if token not in live])
+        for keys in filesystem.leftovers(folder):
+            delete(keys)
+    if failures:
+        raise IncompleteClearError(
+            f"workflow {workflow_id!r}: {len(failures)} files could not be deleted, such as "
+            f"{next(iter(failures))} ({next(iter(failures.values()))}): correct that and repeat",
+            failures=failures,
+        )
+    return removed
+
+
+def clear(filesystem: Filesystem, workflow_id: str) -> int:
+    """Removes a workflow and returns the number of checkpoint files that went."""
+    with storage_errors(f"clearing workflow {workflow_id!r}"):
+        filesystem.detach(_folder(workflow_id), RECORD)
+    return collect(filesystem, workflow_id, cleared=True)
+
+
+def read_version(
+    filesystem: Filesystem, workflow_id: str
+) -> tuple[Stored | None, Record | CorruptRecordError | None]:
+    try:
+        with storage_errors(f"the record of workflow {workflow_id!r}", missing_passes=True):
+            stored = filesystem.read_small(_record_key(workflow_id))
+    except FileNotFoundError:
+        return None, None
+    try:
+        return stored, decode_record(stored.data, workflow_id)
+    except CorruptRecordError as error:
+        return stored, error
+
+
+def _folder(workflow_id: str) -> str:
+    return encode_name(workflow_id, "workflow id")
+
+
+def _record_key(workflow_id: str) -> str:
+    return f"{_folder(workflow_id)}/{RECORD}"
+
+
+def _is_checkpoint(key: str) -> bool:
+    return parse_file_name(key.rpartition("/")[2]) is not None
+
+
+def _warn_without_conditions(filesystem: Filesystem) -> None:
+    if filesystem.conditional_writes is False and not filesystem.warned:
+        filesystem.warned = True
+        logger.warning(
+            "this storage has no conditional writes: results are safe only while a single process "
+            "at a time resumes, resets or clears a workflow"
+        )

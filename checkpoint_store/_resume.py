@@ -1,0 +1,147 @@
+"""Resuming a workflow: read its record, decide, and change it in the order that is safe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Final, overload
+
+from . import _protocol
+from ._fingerprint import combine, input_digests
+from ._policy import Decision, Policy, changed_error, check_policy, decide
+from ._record import Record, check_fingerprint, new_record, overlay
+from ._run import Run
+from ._store import CheckpointStore
+from .errors import CheckpointStoreError, CorruptRecordError
+
+logger = logging.getLogger("checkpoint_store")
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "…"
+
+
+_MISSING: Final = _Missing()
+
+
+@overload
+def resume(
+    store: CheckpointStore,
+    workflow_id: str,
+    inputs: object,
+    *,
+    on_input_change: Policy,
+    ignore: Collection[str] = (),
+) -> Run: ...
+@overload
+def resume(
+    store: CheckpointStore, workflow_id: str, *, fingerprint: str, on_input_change: Policy
+) -> Run: ...
+def resume(
+    store: CheckpointStore,
+    workflow_id: str,
+    inputs: object = _MISSING,
+    *,
+    fingerprint: str | None = None,
+    on_input_change: Policy | None = None,
+    ignore: Collection[str] = (),
+) -> Run:
+    """Starts or resumes a workflow, and never returns checkpoints of other inputs as its own.
+
+    `inputs` is whatever determines the results; names in `ignore` are left out of it. A
+    `fingerprint` may be given in its place, and is compared as it is. What happens to a workflow
+    whose checkpoints come from other inputs has no default:
+
+    - `"reuse"`: they are read where there is no newer one. A warning names what changed, and
+      everything is marked so that a strict run never takes it for its own.
+    - `"reset"`: the workflow starts over. The old checkpoints are out of reach from one moment to
+      the next, whatever crashes, and are then deleted.
+    - `"raise"`: `InputChangedError`, and nothing is changed.
+
+    A workflow without a record starts, one with the same inputs continues. The decision is in the
+    `decision` of the run that is returned.
+    """
+    policy = check_policy(on_input_change)
+    current, digests = _fingerprint(inputs, fingerprint, ignore)
+    decision: Decision | None = None
+
+    def propose(found: Record | CorruptRecordError | None) -> Record | None:
+        nonlocal decision
+        decision = decide(found, current, digests, policy)
+        if decision.action in ("start", "reset"):
+            return new_record(workflow_id, current, digests)
+        assert isinstance(found, Record)
+        if decision.action == "raise":
+            assert decision.change is not None
+            raise changed_error(found, current, decision.change)
+        # Reusing what an earlier run reused already goes on in that run's generation.
+        return overlay(found) if decision.action == "reuse" and found.base is None else None
+
+    filesystem = store._filesystem
+    record = _protocol.change_record(filesystem, workflow_id, propose)
+    assert decision is not None
+    _log(workflow_id, decision)
+    if decision.action == "reset":
+        try:
+            _protocol.collect(filesystem, workflow_id)
+        except CheckpointStoreError as error:
+            logger.warning(
+                "workflow %r was reset, but its old files are still there, out of reach; "
+                "store.collect(%r) deletes them: %s",
+                workflow_id,
+                workflow_id,
+                error,
+            )
+    return store._bind(record, current, decision)
+
+
+@overload
+def plan(
+    store: CheckpointStore,
+    workflow_id: str,
+    inputs: object,
+    *,
+    on_input_change: Policy,
+    ignore: Collection[str] = (),
+) -> Decision: ...
+@overload
+def plan(
+    store: CheckpointStore, workflow_id: str, *, fingerprint: str, on_input_change: Policy
+) -> Decision: ...
+def plan(
+    store: CheckpointStore,
+    workflow_id: str,
+    inputs: object = _MISSING,
+    *,
+    fingerprint: str | None = None,
+    on_input_change: Policy | None = None,
+    ignore: Collection[str] = (),
+) -> Decision:
+    """What `resume` would decide with the same arguments now. It writes nothing.
+
+    Its action is `"raise"` where `resume` would raise `InputChangedError`.
+    """
+    policy = check_policy(on_input_change)
+    current, digests = _fingerprint(inputs, fingerprint, ignore)
+    _, found = _protocol.read_version(store._filesystem, workflow_id)
+    return decide(found, current, digests, policy)
+
+
+def _fingerprint(
+    inputs: object, fingerprint: str | None, ignore: Collection[str]
+) -> tuple[str, Mapping[str, str] | None]:
+    if (inputs is _MISSING) == (fingerprint is None):
+        raise TypeError("give either the inputs of the workflow or their fingerprint=")
+    if fingerprint is not None:
+        if ignore:
+            raise TypeError("ignore leaves out inputs, and a fingerprint= has none")
+        return check_fingerprint(fingerprint), None
+    digests = input_digests(inputs, ignore=ignore)
+    return combine(digests), digests
+
+
+def _log(workflow_id: str, decision: Decision) -> None:
+    level = logging.WARNING if decision.action == "reuse" else logging.INFO
+    why = "" if decision.change is None else f": {decision.change.reason}"
+    logger.log(level, "workflow %r: %s%s", workflow_id, decision.action, why)

@@ -1,0 +1,240 @@
+"""A handle on one generation of a workflow's checkpoints."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, BinaryIO, Literal, TypeVar, cast, overload
+
+from ._filesystems.base import Filesystem
+from ._frame import Data, FrameReader, FrameWriter, Header, decode_frame, encode_frame
+from ._names import encode_name, file_name, parse_file_name
+from ._policy import Decision
+from ._protocol import read_record
+from ._serializer import Serializer
+from .errors import CheckpointNotFoundError, CheckpointStoreError, StorageError, storage_errors
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One run of a workflow: reads and writes the checkpoints of one generation.
+
+    `resume` and `CheckpointStore.run` make it. Threads may share it and a pickle of it may be
+    handed to workers, who then can never write into the generation of a later reset. The pickle
+    holds the store's `storage_options`, credentials included.
+
+    A checkpoint that is not there is `CheckpointNotFoundError`, one that is damaged
+    `CorruptCheckpointError`, and every failure of the storage `StorageError`. A write that was
+    interrupted leaves the checkpoint as it was before. Once another run has reset or cleared the
+    workflow, this one still reads and writes its own files until they are collected, and nobody
+    else sees them: `is_current` tells.
+
+    workflow_id
+        Which workflow it is.
+    fingerprint
+        That of the inputs of this run, or None if it has none.
+    token
+        The name of the generation.
+    decision
+        What `resume` decided, or None for a run without a policy.
+    """
+
+    workflow_id: str
+    fingerprint: str | None
+    token: str
+    decision: Decision | None
+    _base: str | None = field(repr=False)
+    _filesystem: Filesystem = field(repr=False)
+    _serializer: Serializer = field(repr=False)
+
+    def __contains__(self, task: str) -> bool:
+        return any(
+            self._do(header, partial(self._filesystem.contains, self._key(header)))
+            for header in self._generations(task)
+        )
+
+    def tasks(self) -> set[str]:
+        """The names of the tasks that have a checkpoint now."""
+        return set(self._newest())
+
+    def read(self, task: str) -> bytes:
+        """The bytes of a checkpoint, verified."""
+        return self._read(self._generations(task))[1]
+
+    def write(self, task: str, data: Data) -> None:
+        """Stores bytes as the checkpoint of a task, replacing what it had. All or nothing."""
+        self._write(self._header(task), data)
+
+    def load(self, task: str) -> Any:
+        """The object that was dumped. Another serializer than that of the store is an error."""
+        header, payload = self._read(self._generations(task))
+        return self._serializer.loads(header, payload)
+
+    def dump(self, task: str, value: T) -> T:
+        """Stores an object through the serializer, and returns it.
+
+        What `load` returns later is the serializer's work: `json` makes lists of tuples.
+        """
+        self._write(*self._dumped(task, value))
+        return value
+
+    def delete(self, task: str) -> None:
+        """Removes a checkpoint. One that is not there is no error."""
+        # The base first: were only the newer file gone, the older one would be found again.
+        keys = [self._key(header) for header in reversed(self._generations(task))]
+        header = self._header(task)
+        failures = self._do(header, partial(self._filesystem.delete, keys))
+        for reason in failures.values():
+            raise StorageError(f"{header} could not be deleted: {reason}")
+
+    @overload
+    def open(self, task: str, mode: Literal["rb"] = "rb") -> BinaryIO: ...
+    @overload
+    def open(self, task: str, mode: Literal["wb"]) -> FrameWriter: ...
+    def open(self, task: str, mode: str = "rb") -> BinaryIO | FrameWriter:
+        """A checkpoint as a binary stream, `"rb"` or `"wb"`, in bounded memory.
+
+        Reading verifies at the end, before the last byte is handed out: who stops early has
+        unverified bytes. What is written appears when the `with` block or `close` succeeds, and
+        is discarded when the block raises.
+        """
+        if mode == "wb":
+            header = self._header(task)
+            guard = partial(storage_errors, header)
+            upload = self._do(header, partial(self._filesystem.open_write, self._key(header)))
+            return FrameWriter(upload, header, guard)
+        if mode != "rb":
+            raise ValueError(f"a checkpoint is opened as 'rb' or 'wb', not {mode!r}")
+        header, source = self._first(self._generations(task), self._filesystem.open_read)
+        reader = FrameReader(source, header, partial(storage_errors, header))
+        return cast(BinaryIO, io.BufferedReader(reader, 1024 * 1024))
+
+    def read_many(self, tasks: Iterable[str] | None = None) -> dict[str, bytes]:
+        """The bytes of those checkpoints that are there, in the order asked; None asks for all."""
+        return {task: payload for task, (_, payload) in self._read_many(tasks).items()}
+
+    def load_many(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
+        """The objects of those checkpoints that are there, as `read_many` reads them."""
+        found = self._read_many(tasks).items()
+        return {task: self._serializer.loads(header, payload) for task, (header, payload) in found}
+
+    def write_many(self, payloads: Mapping[str, Data]) -> None:
+        """Stores bytes for several tasks at once.
+
+        It is not one transaction: all are tried, and `StorageError` then names in `failures` those
+        that were not written.
+        """
+        self._write_many([(self._header(task), data) for task, data in payloads.items()])
+
+    def dump_many(self, values: Mapping[str, Any]) -> None:
+        """Stores several objects as `write_many` does. None is stored if one cannot be dumped."""
+        self._write_many([self._dumped(task, value) for task, value in values.items()])
+
+    def is_current(self) -> bool:
+        """Whether this generation still is the workflow's, or was reset or cleared meanwhile."""
+        record = read_record(self._filesystem, self.workflow_id)
+        return record is not None and record.token == self.token
+
+    def _header(self, task: str) -> Header:
+        encode_name(task, "task name")
+        return Header(self.workflow_id, task, self.token, inputs=self.fingerprint)
+
+    def _generations(self, task: str) -> list[Header]:
+        own = self._header(task)
+        return [own] if self._base is None else [own, replace(own, token=self._base)]
+
+    def _key(self, header: Header) -> str:
+        folder = encode_name(self.workflow_id, "workflow id")
+        return f"{folder}/{file_name(encode_name(header.task, 'task name'), header.token)}"
+
+    def _do(self, subject: object, call: Callable[[], R]) -> R:
+        with storage_errors(subject):
+            return call()
+
+    def _first(self, headers: Sequence[Header], call: Callable[[str], R]) -> tuple[Header, R]:
+        """What `call` returns for the first of these files that is there, and which that is."""
+        for header in headers:
+            try:
+                with storage_errors(header, missing_passes=True):
+                    return header, call(self._key(header))
+            except FileNotFoundError:
+                continue
+        raise CheckpointNotFoundError(
+            f"there is no {headers[0]} in generation {self.token}: compute it and dump it"
+        )
+
+    def _newest(self) -> dict[str, Header]:
+        found: dict[str, Header] = {}
+        folder = encode_name(self.workflow_id, "workflow id")
+        with storage_errors(f"listing workflow {self.workflow_id!r}"):
+            for name in (name for page in self._filesystem.pages(folder) for name in page):
+                task, token = parse_file_name(name) or ("", "")
+                if token == self.token or (token and token == self._base and task not in found):
+                    found[task] = Header(self.workflow_id, task, token)
+        return found
+
+    def _read(self, headers: Sequence[Header]) -> tuple[Header, bytes]:
+        header, data = self._first(headers, self._filesystem.read)
+        return decode_frame(data, header)
+
+    def _read_many(self, tasks: Iterable[str] | None) -> dict[str, tuple[Header, bytes]]:
+        wanted = (
+            {task: [header] for task, header in self._newest().items()}
+            if tasks is None
+            else {task: self._generations(task) for task in tasks}
+        )
+        found = self._map(_unless_missing(self._read), wanted.values())
+        return {task: result for task, result in zip(wanted, found, strict=True) if result}
+
+    def _write(self, header: Header, data: Data) -> None:
+        parts = encode_frame(header, memoryview(data).cast("B"))
+        self._do(header, partial(self._filesystem.write, self._key(header), parts))
+
+    def _write_many(self, items: Sequence[tuple[Header, Data]]) -> None:
+        outcomes = self._map(self._try_to_write, items)
+        failed = {
+            header.task: error for (header, _), error in zip(items, outcomes, strict=True) if error
+        }
+        if failed:
+            reasons = {task: str(error) for task, error in failed.items()}
+            raise StorageError(
+                f"{len(failed)} of {len(items)} checkpoints of workflow {self.workflow_id!r} were "
+                f"not written, so write these again: {', '.join(map(repr, failed))} "
+                f"({next(iter(reasons.values()))})",
+                failures=reasons,
+            ) from next(iter(failed.values()))
+
+    def _try_to_write(self, item: tuple[Header, Data]) -> CheckpointStoreError | None:
+        try:
+            self._write(*item)
+        except CheckpointStoreError as error:
+            return error
+        return None
+
+    def _map(self, function: Callable[[T], R], items: Collection[T]) -> list[R]:
+        workers = min(self._filesystem.max_concurrency, len(items))
+        if workers < 2:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(workers, thread_name_prefix="checkpoint_store") as pool:
+            return list(pool.map(function, items))
+
+    def _dumped(self, task: str, value: object) -> tuple[Header, Data]:
+        header = self._header(task)
+        payload, text = self._serializer.dumps(value, header)
+        return replace(header, serializer=self._serializer.name, text=text), payload
+
+
+def _unless_missing(function: Callable[[T], R]) -> Callable[[T], R | None]:
+    def call(item: T) -> R | None:
+        try:
+            return function(item)
+        except CheckpointNotFoundError:
+            return None
+
+    return call

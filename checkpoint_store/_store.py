@@ -1,0 +1,171 @@
+"""The store: which workflows there are, and one run of each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from . import _protocol
+from ._filesystems import connect
+from ._names import RECORD, decode_name, parse_file_name
+from ._policy import Decision, changed_error
+from ._record import Record, change_of, check_fingerprint, label, new_record
+from ._run import Run
+from ._serializer import Serializer
+from .errors import CorruptRecordError, storage_errors
+
+
+class CheckpointStore:
+    """Checkpoints of workflows under one URL.
+
+    It is cheap to make, does nothing until it is asked, and may be shared by threads, forked
+    children and, as a pickle, by other processes. The pickle holds `storage_options`, credentials
+    included; `repr` never shows them. Its calls block: within an event loop, go through
+    `asyncio.to_thread`.
+
+    url
+        A folder (`str` or path), or a URL: `file://`, `memory://`, `s3://` or any other that
+        fsspec knows. Anything doubtful is `InvalidURLError`.
+    serializer
+        Anything with `dumps` and `loads`. The default is `json`, because loading a `pickle` runs
+        whatever code it contains: choose that only where you trust all who may write there.
+    durable
+        Whether a write to a local disk returns only once it would survive a power failure.
+    max_concurrency
+        How many requests `read_many` and its like have in flight on remote storage.
+    storage_options
+        Options for the fsspec filesystem, as in pandas.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        serializer: Any = json,
+        durable: bool = True,
+        max_concurrency: int = 32,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if max_concurrency < 1:
+            raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
+        self._filesystem = connect(
+            url, storage_options, durable=durable, max_concurrency=max_concurrency
+        )
+        self._serializer = Serializer(serializer)
+        self.url = os.fspath(url)
+
+    def __repr__(self) -> str:
+        return f"CheckpointStore({self.url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections of this process. The store stays usable and would open others."""
+        self._filesystem.close()
+
+    @property
+    def conditional_writes(self) -> bool | None:
+        """Whether the storage refuses to overwrite a record that somebody else has changed.
+
+        Without that, results are safe only while a single process at a time resumes, resets or
+        clears a workflow. None while unknown: S3 is asked at the first change of a record, and
+        `python -m checkpoint_store URL` asks thoroughly.
+        """
+        return self._filesystem.conditional_writes
+
+    def read_fingerprint(self, workflow_id: str) -> str | None:
+        """The recorded fingerprint, or None if the workflow has no record or none in it."""
+        record = _protocol.read_record(self._filesystem, workflow_id)
+        return None if record is None else record.fingerprint
+
+    def write_fingerprint(self, workflow_id: str, fingerprint: str) -> None:
+        """Says which inputs the checkpoints are from.
+
+        A workflow without a record gets one. One whose record has no fingerprint gets this one for
+        what is there. The same fingerprint changes nothing, and another begins a new generation:
+        checkpoints of other inputs are not carried over.
+        """
+        check_fingerprint(fingerprint)
+
+        def propose(found: Record | CorruptRecordError | None) -> Record | None:
+            if isinstance(found, CorruptRecordError):
+                raise found
+            if found is not None and found.base is None:
+                if found.fingerprint == fingerprint:
+                    return None
+                if found.fingerprint is None:
+                    return label(found, fingerprint)
+            return new_record(workflow_id, fingerprint)
+
+        _protocol.change_record(self._filesystem, workflow_id, propose)
+
+    def run(self, workflow_id: str, *, fingerprint: str | None = None) -> Run:
+        """The current generation of a workflow, for runners with a policy of their own.
+
+        A workflow without a record gets one. With `fingerprint`, a workflow whose checkpoints come
+        from other inputs is `InputChangedError`. Do not call it in each worker of a resumed
+        workflow: hand them the run, so that a late one cannot write into the next generation.
+        """
+        if fingerprint is not None:
+            check_fingerprint(fingerprint)
+
+        def propose(found: Record | CorruptRecordError | None) -> Record | None:
+            if isinstance(found, CorruptRecordError):
+                raise found
+            if found is None:
+                return new_record(workflow_id, fingerprint)
+            if fingerprint is not None and (change := change_of(found, fingerprint, None)):
+                raise changed_error(found, fingerprint, change)
+            return None
+
+        record = _protocol.change_record(self._filesystem, workflow_id, propose)
+        return self._bind(record, record.fingerprint, None)
+
+    def clear(self, workflow_id: str) -> int:
+        """Removes a workflow, its record first, and returns the number of checkpoint files gone.
+
+        Interrupted anywhere, it can be called again. It writes nothing, so a full disk is no
+        obstacle. Another workflow is never touched, whatever its name. Files that could not be
+        deleted are `IncompleteClearError`; they are out of reach all the same.
+        """
+        return _protocol.clear(self._filesystem, workflow_id)
+
+    def collect(self, workflow_id: str) -> int:
+        """Deletes the files of generations that a reset retired, and returns how many went.
+
+        A reset does it by itself; this is for what it left behind when it was interrupted, or what
+        late workers wrote since. Files that any run may still come to read are kept.
+        """
+        return _protocol.collect(self._filesystem, workflow_id)
+
+    def workflows(self) -> Iterator[str]:
+        """The ids of all workflows of which there is a file, lazily and in no order.
+
+        That includes what an interrupted `clear` left behind. Other people's files do not count.
+        """
+        with storage_errors(f"listing {self!r}"):
+            for folder, names in self._filesystem.folders():
+                workflow_id = decode_name(folder)
+                if workflow_id is not None and any(map(_is_ours, names)):
+                    yield workflow_id
+
+    def _bind(self, record: Record, fingerprint: str | None, decision: Decision | None) -> Run:
+        return Run(
+            record.workflow,
+            fingerprint,
+            record.token,
+            decision,
+            record.base,
+            self._filesystem,
+            self._serializer,
+        )
+
+
+def _is_ours(name: str) -> bool:
+    return name == RECORD or parse_file_name(name) is not None
