@@ -47,8 +47,8 @@ class LocalFilesystem(Filesystem):
             return file.readall()
 
     def read_small(self, key: str) -> Stored:
-        with self._open(key) as file:
-            return Stored(io.BufferedReader(file).read(SMALL_BYTES))
+        with io.BufferedReader(self._open(key)) as file:
+            return Stored(file.read(SMALL_BYTES))
 
     def contains(self, key: str) -> bool:
         try:
