@@ -54,10 +54,11 @@ class Run:
     _serializer: Serializer = field(repr=False)
 
     def __contains__(self, task: str) -> bool:
-        return any(
-            self._do(header, partial(self._filesystem.contains, self._key(header)))
-            for header in self._generations(task)
-        )
+        for header in self._generations(task):
+            with storage_errors(header):
+                if self._filesystem.contains(self._key(header)):
+                    return True
+        return False
 
     def tasks(self) -> set[str]:
         """The names of the tasks that have a checkpoint now."""
@@ -86,12 +87,12 @@ class Run:
 
     def delete(self, task: str) -> None:
         """Removes a checkpoint. One that is not there is no error."""
-        # The base first: were only the newer file gone, the older one would be found again.
-        keys = [self._key(header) for header in reversed(self._generations(task))]
-        header = self._header(task)
-        failures = self._do(header, partial(self._filesystem.delete, keys))
-        for reason in failures.values():
-            raise StorageError(f"{header} could not be deleted: {reason}")
+        headers = self._generations(task)
+        with storage_errors(headers[0]):
+            # The base first: were only the newer file gone, the older one would be found again.
+            failures = self._filesystem.delete([self._key(header) for header in reversed(headers)])
+            for reason in failures.values():
+                raise OSError(f"it could not be deleted: {reason}")
 
     @overload
     def open(self, task: str, mode: Literal["rb"] = "rb") -> BinaryIO: ...
@@ -106,9 +107,9 @@ class Run:
         """
         if mode == "wb":
             header = self._header(task)
-            guard = partial(storage_errors, header)
-            upload = self._do(header, partial(self._filesystem.open_write, self._key(header)))
-            return FrameWriter(upload, header, guard)
+            with storage_errors(header):
+                upload = self._filesystem.open_write(self._key(header))
+            return FrameWriter(upload, header, partial(storage_errors, header))
         if mode != "rb":
             raise ValueError(f"a checkpoint is opened as 'rb' or 'wb', not {mode!r}")
         header, source = self._first(self._generations(task), self._filesystem.open_read)
@@ -133,7 +134,7 @@ class Run:
         self._write_many([(self._header(task), data) for task, data in payloads.items()])
 
     def dump_many(self, values: Mapping[str, Any]) -> None:
-        """Stores several objects as `write_many` does. None is stored if one cannot be dumped."""
+        """Stores several objects as `write_many` does, or none of them if one cannot be dumped."""
         self._write_many([self._dumped(task, value) for task, value in values.items()])
 
     def is_current(self) -> bool:
@@ -152,10 +153,6 @@ class Run:
     def _key(self, header: Header) -> str:
         folder = encode_name(self.workflow_id, "workflow id")
         return f"{folder}/{file_name(encode_name(header.task, 'task name'), header.token)}"
-
-    def _do(self, subject: object, call: Callable[[], R]) -> R:
-        with storage_errors(subject):
-            return call()
 
     def _first(self, headers: Sequence[Header], call: Callable[[str], R]) -> tuple[Header, R]:
         """What `call` returns for the first of these files that is there, and which that is."""
@@ -194,7 +191,8 @@ class Run:
 
     def _write(self, header: Header, data: Data) -> None:
         parts = encode_frame(header, memoryview(data).cast("B"))
-        self._do(header, partial(self._filesystem.write, self._key(header), parts))
+        with storage_errors(header):
+            self._filesystem.write(self._key(header), parts)
 
     def _write_many(self, items: Sequence[tuple[Header, Data]]) -> None:
         outcomes = self._map(self._try_to_write, items)
