@@ -10,9 +10,11 @@ The checksum guards against accidents, not adversaries. One pass writes a file, 
 from __future__ import annotations
 
 import io
-import json
+import logging
 import os
+import reprlib
 import struct
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -24,13 +26,21 @@ from typing import TYPE_CHECKING, Protocol
 import xxhash
 
 from . import _json
-from .errors import CorruptCheckpointError, InvalidNameError, StorageError, UnsupportedFormatError
+from ._names import fold_alike
+from .errors import (
+    CorruptCheckpointError,
+    InvalidNameError,
+    SerializationError,
+    StorageError,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 VERSION = 1
 MAX_HEADER_BYTES = 16 * 1024
+
+logger = logging.getLogger("checkpoint_store")
 
 _LENGTH = struct.Struct(">Q")
 TRAILER_BYTES = _LENGTH.size + 16
@@ -84,7 +94,13 @@ def encode_header(header: Header) -> bytes:
         "text": header.text,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return json.dumps(fields).encode("ascii") + b"\n"
+    line = _json.encode(fields)
+    if len(line) > MAX_HEADER_BYTES:
+        raise SerializationError(
+            f"{header} cannot name its serializer in a header of {MAX_HEADER_BYTES} bytes: give it "
+            "a shorter __name__"
+        )
+    return line
 
 
 def encode_frame(header: Header, payload: Data) -> tuple[Data, ...]:
@@ -102,7 +118,7 @@ def decode_frame(data: bytes, expected: Header) -> tuple[Header, bytes]:
     returned.
     """
     end = data.find(b"\n", 0, MAX_HEADER_BYTES) + 1
-    header = _decode_header(data[:end], expected)
+    header = _parse_header(data[:end], expected)
     start, stop = end, len(data) - TRAILER_BYTES
     if stop < start:
         raise _corrupt(expected, "it is truncated")
@@ -111,6 +127,7 @@ def decode_frame(data: bytes, expected: Header) -> tuple[Header, bytes]:
         seal = _Seal(data[:end])
         seal.update(payload)
         seal.check(data[stop:], expected)
+        _check_identity(header, expected)
         return header, bytes(payload)
 
 
@@ -165,7 +182,7 @@ class FrameReader(io.RawIOBase):
             if not chunk or len(data) >= MAX_HEADER_BYTES:
                 end = data.find(b"\n", 0, MAX_HEADER_BYTES) + 1
                 break
-        _decode_header(data[:end], self._expected)
+        _check_identity(_parse_header(data[:end], self._expected), self._expected)
         self._seal = _Seal(data[:end])
         self._pending = data[end:]
 
@@ -204,11 +221,16 @@ class FrameWriter(io.BufferedIOBase):
         self._header = header
         self._guard = guard
         self._failed = False
+        self._handling = sys.exception()
         # Unlike __del__ this also runs before the interpreter stops the threads that S3 needs.
         self._abandon = weakref.finalize(self, _discard_in_process, os.getpid(), upload)
-        head = encode_header(header)
-        self._seal = _Seal(head)
-        self._put(head)
+        try:
+            head = encode_header(header)
+            self._seal = _Seal(head)
+            self._put(head)
+        except BaseException:
+            self._abort()
+            raise
 
     def writable(self) -> bool:
         return True
@@ -218,10 +240,14 @@ class FrameWriter(io.BufferedIOBase):
             raise ValueError(f"{self._header} is closed: open it again to write it")
         if self._failed:
             raise StorageError(f"{self._header} was discarded after a failed write: write it anew")
-        with memoryview(data) as view, view.cast("B") as flat:
-            self._put(flat)
-            self._seal.update(flat)
-            return flat.nbytes
+        try:
+            with memoryview(data) as view, view.cast("B") as flat:
+                self._put(flat)
+                self._seal.update(flat)
+                return flat.nbytes
+        except BaseException:
+            self._abort()
+            raise
 
     def tell(self) -> int:
         return self._seal.length
@@ -233,6 +259,11 @@ class FrameWriter(io.BufferedIOBase):
         if self._failed:
             super().close()
             raise StorageError(f"{self._header} was not written, because a write failed")
+        if sys.exception() not in (None, self._handling):
+            # The `with` of a wrapper such as `io.TextIOWrapper` closes also when its block raises.
+            logger.warning("%s: discarded, because an exception is being raised", self._header)
+            self.discard()
+            return
         try:
             self._put(self._seal.trailer())
             with self._guard():
@@ -245,8 +276,7 @@ class FrameWriter(io.BufferedIOBase):
 
     def discard(self) -> None:
         """Gives up what was written. The checkpoint is as it was before."""
-        self._failed = True
-        self._abandon()
+        self._abort()
         super().close()
 
     def __exit__(
@@ -262,19 +292,18 @@ class FrameWriter(io.BufferedIOBase):
 
     def __del__(self) -> None:
         # io.IOBase would close, and so publish, what was left half written.
-        if not self.closed:
+        if not self.closed and not self._failed:
             message = f"{self._header} was not closed: discarded"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
             self.discard()
 
     def _put(self, data: Data) -> None:
-        try:
-            with self._guard():
-                self._upload.write(data)
-        except BaseException:
-            self._failed = True
-            self._abandon()
-            raise
+        with self._guard():
+            self._upload.write(data)
+
+    def _abort(self) -> None:
+        self._failed = True
+        self._abandon()
 
 
 class _Seal:
@@ -300,18 +329,13 @@ class _Seal:
             raise _corrupt(expected, "its checksum does not match")
 
 
-def _decode_header(line: bytes, expected: Header) -> Header:
+def _parse_header(line: bytes, expected: Header) -> Header:
     try:
         if not line:
             raise ValueError("there is no header line")
         parsed = _json.parse_object(line)
-        version = _json.format_version(parsed)
-        if version > VERSION:
-            raise UnsupportedFormatError(
-                f"{expected} has format {version}, written by a newer version of checkpoint_store "
-                f"(this one reads up to {VERSION}): upgrade it"
-            )
-        header = Header(
+        _json.check_version(parsed, VERSION, str(expected))
+        return Header(
             workflow=_json.string(parsed, "workflow"),
             task=_json.string(parsed, "task"),
             token=_json.string(parsed, "token"),
@@ -321,15 +345,23 @@ def _decode_header(line: bytes, expected: Header) -> Header:
         )
     except ValueError as error:
         raise _corrupt(expected, str(error)) from error
+
+
+def _check_identity(header: Header, expected: Header) -> None:
     found = (header.workflow, header.task, header.token)
-    if found != (expected.workflow, expected.task, expected.token):
-        if header.token == expected.token and header.task.casefold() == expected.task.casefold():
-            raise InvalidNameError(
-                f"{expected} would share its file with {header.task!r} of {header.workflow!r}, "
-                "because this disk does not tell upper from lower case: choose another name"
-            )
-        raise _corrupt(expected, f"it is {header}, generation {header.token}")
-    return header
+    if found == (expected.workflow, expected.task, expected.token):
+        return
+    if (
+        header.token == expected.token
+        and fold_alike(header.task, expected.task)
+        and fold_alike(header.workflow, expected.workflow)
+    ):
+        raise InvalidNameError(
+            f"{expected} would share its file with {header}, because this disk does not tell upper "
+            "from lower case: choose another name"
+        )
+    # Cut short and escaped, because nobody vouches for it.
+    raise _corrupt(expected, f"it is another one, {reprlib.repr(found)}")
 
 
 def _corrupt(expected: Header, why: str) -> CorruptCheckpointError:

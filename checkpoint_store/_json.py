@@ -1,9 +1,12 @@
-"""Reading small JSON objects that nobody vouches for."""
+"""Small JSON objects: written for people, too, and read although nobody vouches for them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+from .errors import UnsupportedFormatError
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -20,10 +23,16 @@ def _refuse_constant(name: str) -> None:
 _decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
+def encode(fields: Mapping[str, object], indent: int | None = None) -> bytes:
+    """JSON that keeps every two `str` apart, also those that are not Unicode."""
+    text = json.dumps(fields, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass") + b"\n"
+
+
 def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object in `data`, or `ValueError`, whatever the bytes are."""
     try:
-        parsed = _decoder.decode(data.decode("utf-8"))
+        parsed = _decoder.decode(data.decode("utf-8", "surrogatepass"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if type(parsed) is not dict:
@@ -31,12 +40,16 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return parsed
 
 
-def format_version(parsed: dict[str, Any]) -> int:
-    """The format version that every record and header carries first, or `ValueError`."""
+def check_version(parsed: dict[str, Any], newest: int, subject: str) -> None:
+    """Refuses a format newer than `newest`. What carries no format version is a `ValueError`."""
     version = parsed.get("checkpoint_store")
     if type(version) is not int or version < 1:
         raise ValueError("no format version")
-    return version
+    if version > newest:
+        raise UnsupportedFormatError(
+            f"{subject} was written by a newer version of checkpoint_store, in a format that this "
+            f"one does not read (it knows up to {newest}): upgrade it"
+        )
 
 
 def string(parsed: dict[str, Any], key: str) -> str:

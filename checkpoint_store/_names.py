@@ -19,7 +19,7 @@ MAX_SEGMENT_BYTES = 200
 """A task's file is `segment@token`; file systems allow 255 bytes, and temporary names need some."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
-_UNSAFE = re.compile(r"^\.|\.$|[^A-Za-z0-9_.-]", re.DOTALL)
+_UNSAFE = re.compile(r"\A\.|\.\Z|[^A-Za-z0-9_.-]")
 _TOKEN = re.compile(r"[0-9a-f]{16,64}")
 
 
@@ -29,7 +29,8 @@ def encode_name(name: str, what: str) -> str:
         raise InvalidNameError(f"a {what} must be a str, not {type(name).__name__}: convert it")
     if not name:
         raise InvalidNameError(f"a {what} must not be empty: give it a name")
-    segment = name if _SEGMENT.fullmatch(name) else _UNSAFE.sub(_escape, name)
+    # A subclass may print as something else than it holds.
+    segment = _segment(str.__str__(name))
     if len(segment) > MAX_SEGMENT_BYTES:
         raise InvalidNameError(
             f"the {what} {name[:24]!r}… is too long: encoded as a key it takes {len(segment)} "
@@ -48,6 +49,11 @@ def decode_name(segment: str) -> str | None:
         return None
 
 
+def fold_alike(one: str, other: str) -> bool:
+    """Whether two names share a file on a disk that does not tell upper from lower case."""
+    return _segment(one).lower() == _segment(other).lower()
+
+
 def is_token(text: object) -> bool:
     return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
 
@@ -61,6 +67,10 @@ def parse_file_name(name: str) -> tuple[str, str] | None:
     segment, _, token = name.rpartition("@")
     task = decode_name(segment)
     return (task, token) if task is not None and is_token(token) else None
+
+
+def _segment(name: str) -> str:
+    return name if _SEGMENT.fullmatch(name) else _UNSAFE.sub(_escape, name)
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import xxhash
+
 from . import _json
-from ._names import is_token
-from .errors import (
-    CorruptRecordError,
-    FingerprintError,
-    InvalidNameError,
-    UnsupportedFormatError,
-)
+from ._names import fold_alike, is_token
+from .errors import CorruptRecordError, FingerprintError, InvalidNameError
 
 VERSION = 1
 MAX_RECORD_BYTES = 64 * 1024
@@ -136,8 +133,8 @@ def check_fingerprint(fingerprint: str) -> str:
 
 
 def encode_record(record: Record) -> bytes:
-    """Readable JSON. The digests are left out where it would be too large with them."""
-    fields = {
+    """Readable JSON with a checksum. The digests are left out where it is too large with them."""
+    fields: dict[str, object] = {
         "checkpoint_store": VERSION,
         "workflow": record.workflow,
         "fingerprint": record.fingerprint,
@@ -148,10 +145,10 @@ def encode_record(record: Record) -> bytes:
         "updated": record.updated,
     }
     if record.inputs is not None:
-        data = _dump({**fields, "inputs": dict(record.inputs)})
+        data = _seal({**fields, "inputs": dict(record.inputs)})
         if len(data) <= MAX_RECORD_BYTES:
             return data
-    return _dump(fields)
+    return _seal(fields)
 
 
 def decode_record(data: bytes, workflow: str) -> Record:
@@ -164,12 +161,9 @@ def decode_record(data: bytes, workflow: str) -> Record:
         if len(data) > MAX_RECORD_BYTES:
             raise ValueError(f"larger than {MAX_RECORD_BYTES} bytes")
         parsed = _json.parse_object(data)
-        version = _json.format_version(parsed)
-        if version > VERSION:
-            raise UnsupportedFormatError(
-                f"the record of workflow {workflow!r} has format {version}, written by a newer "
-                f"version of checkpoint_store (this one reads up to {VERSION}): upgrade it"
-            )
+        _json.check_version(parsed, VERSION, f"the record of workflow {workflow!r}")
+        if parsed.pop("checksum", None) != _checksum(parsed):
+            raise ValueError("its checksum does not match")
         record = Record(
             workflow=_json.string(parsed, "workflow"),
             fingerprint=_json.optional_string(parsed, "fingerprint"),
@@ -180,13 +174,13 @@ def decode_record(data: bytes, workflow: str) -> Record:
             created=_json.string(parsed, "created"),
             updated=_json.string(parsed, "updated"),
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptRecordError(
             f"the record of workflow {workflow!r} is corrupt ({error}): resume with "
             'on_input_change="reset", or clear the workflow, to start over'
         ) from error
     if record.workflow != workflow:
-        if record.workflow.casefold() == workflow.casefold():
+        if fold_alike(record.workflow, workflow):
             raise InvalidNameError(
                 f"workflow {workflow!r} would share its files with {record.workflow!r}, because "
                 "this disk does not tell upper from lower case: choose another workflow id"
@@ -198,8 +192,12 @@ def decode_record(data: bytes, workflow: str) -> Record:
     return record
 
 
-def _dump(fields: dict[str, object]) -> bytes:
-    return json.dumps(fields, indent=1).encode("ascii") + b"\n"
+def _seal(fields: dict[str, object]) -> bytes:
+    return _json.encode({**fields, "checksum": _checksum(fields)}, indent=1)
+
+
+def _checksum(fields: dict[str, object]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode("ascii"))
 
 
 def _now() -> str:
