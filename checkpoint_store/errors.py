@@ -17,6 +17,7 @@ them survive pickling with their attributes, so that a worker's error reaches it
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,17 @@ class StorageError(CheckpointStoreError, OSError):
         return type(self), self.args, {**self.__dict__, "errno": self.errno}
 
 
+_REMEDIES = {
+    errno.EACCES: "name a folder that you may write to, or change its permissions",
+    errno.EPERM: "name a folder that you may write to, or change its permissions",
+    errno.EROFS: "name a folder that you may write to",
+    errno.ENOTDIR: "name a folder, not a file",
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.ECONNREFUSED: "check the host, the port and the network",
+}
+
+
 @contextmanager
 def storage_errors(subject: object, *, missing_passes: bool = False) -> Iterator[None]:
     """Raises whatever a filesystem raises as `StorageError` about `subject`.
@@ -143,6 +155,8 @@ def storage_errors(subject: object, *, missing_passes: bool = False) -> Iterator
     except Exception as error:
         if missing_passes and isinstance(error, FileNotFoundError):
             raise
-        errno = error.errno if isinstance(error, OSError) else None
+        number = error.errno if isinstance(error, OSError) else None
         detail = str(error) or type(error).__name__
-        raise StorageError(f"{subject}: {detail}", errno=errno) from error
+        remedy = _REMEDIES.get(number or 0)
+        message = f"{subject}: {detail}: {remedy}" if remedy else f"{subject}: {detail}"
+        raise StorageError(message, errno=number) from error

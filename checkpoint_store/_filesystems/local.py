@@ -186,7 +186,8 @@ class LocalFilesystem(Filesystem):
         path = os.path.join(self.root, ".locks", f"{folder}.lock")
         lock = FileLock(path, timeout=LOCK_TIMEOUT, thread_local=False, is_singleton=False)
         try:
-            lock.acquire()
+            # A record is changed within a few milliseconds; the default waits for fifty.
+            lock.acquire(poll_interval=0.002)
         except Timeout:
             raise ContentionError(
                 f"{path} was held by another process for {LOCK_TIMEOUT:.0f} s: find out which one "

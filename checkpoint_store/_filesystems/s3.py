@@ -1,0 +1,468 @@
+"""S3, one request a call.
+
+s3fs makes the client and understands the options. Its file operations are not used: they ask
+before they read, cache listings, retry what botocore has retried, and drop conditions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib.util
+import io
+import logging
+import os
+import weakref
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import count, groupby
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import fsspec.asyn
+import fsspec.config
+
+from .._frame import Data, Source, Upload
+from . import generic  # noqa: F401 - after a fork it resets fsspec's loop
+from .base import PAGE, SMALL_BYTES, Filesystem, Stored
+
+_T = TypeVar("_T")
+
+_PUT_BYTES = 5 * 1024**3  # As many as one PutObject may have.
+_PART_BYTES = 8 * 1024**2
+_READS = 3
+_CONFLICT = "ConditionalRequestConflict"
+
+_CONFIG = {
+    "connect_timeout": 10,
+    "read_timeout": 60,
+    "retries": {"mode": "standard", "total_max_attempts": 5},
+    # No limit: open streams hold connections, and a call that waits for one would wait for ever.
+    "max_pool_connections": 0,
+}
+
+_REMEDIES = {
+    "NoSuchBucket": "create the bucket, or correct the URL or endpoint_url",
+    "AccessDenied": "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket (without "
+    "the last one S3 also says this of a key that does not exist)",
+    "InvalidAccessKeyId": "check the credentials",
+    "SignatureDoesNotMatch": "check the credentials",
+    "ExpiredToken": "renew the credentials",
+    "PermanentRedirect": "give the bucket's region",
+    "AuthorizationHeaderMalformed": "give the bucket's region",
+    "SlowDown": "try again later, or lower max_concurrency",
+    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give "
+    "storage_options: key and secret, profile, or anon=True",
+    "PartialCredentialsError": "give both the key and the secret",
+    "EndpointConnectionError": "check endpoint_url, the region and the network",
+    "ConnectTimeoutError": "check endpoint_url, the region and the network",
+}
+
+logger = logging.getLogger("checkpoint_store")
+
+_connected: WeakSet[object] = WeakSet()
+
+
+def _keep_inherited() -> None:
+    # A child that drops a connection, and be it at its exit, takes it out of the epoll set that it
+    # shares with its parent, which then waits for the next reply in vain (60 s) and tries again.
+    for inherited in list(_connected):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)
+
+
+class S3Filesystem(Filesystem):
+    def __init__(
+        self, bucket: str, prefix: str, options: Mapping[str, Any], *, max_concurrency: int
+    ) -> None:
+        if importlib.util.find_spec("s3fs") is None:
+            raise ImportError("s3:// needs s3fs: pip install 'checkpoint-store[s3]'")
+        self.conditional_writes = None
+        self.max_concurrency = max_concurrency
+        self._bucket = bucket
+        self._root = f"{prefix}/" if prefix else ""
+        self._options = dict(options)
+        # One client a process: an inherited one is not fork-safe.
+        self._clients: dict[int, _Client] = {}
+
+    @property
+    def _client(self) -> _Client:
+        process = os.getpid()
+        return self._clients.get(process) or self._clients.setdefault(
+            process, _Client(self._bucket, self._options)
+        )
+
+    def _request(self, operation: str, **parameters: Any) -> Any:
+        client = self._client
+        return client.run(client.call(operation, **parameters))
+
+    def read(self, key: str) -> bytes:
+        client = self._client
+        return client.run(client.get(self._root + key)).data
+
+    def read_small(self, key: str) -> Stored:
+        client = self._client
+        return client.run(client.get(self._root + key, SMALL_BYTES))
+
+    def contains(self, key: str) -> bool:
+        client = self._client
+        return client.run(client.contains(self._root + key))
+
+    def write(self, key: str, parts: Sequence[Data]) -> None:
+        if sum(map(len, parts)) <= _PUT_BYTES:
+            self._request("put_object", Key=self._root + key, Body=_body(parts))
+            return
+        upload = self.open_write(key)
+        try:
+            for part in parts:
+                upload.write(part)
+            upload.commit()
+        except BaseException:
+            upload.discard()
+            raise
+
+    def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
+        condition = {"IfNoneMatch": "*"} if old is None else {"IfMatch": old.etag}
+        if not self._write_if(condition, key, data):
+            return False
+        if self.conditional_writes is None and (old is None or old.data != data):
+            self._write_again(condition, key, data)
+        return True
+
+    def _write_if(self, condition: Mapping[str, str], key: str, data: bytes) -> bool:
+        try:
+            self._request("put_object", Key=self._root + key, Body=data, **condition)
+            return True
+        except OSError as error:
+            status, code, _ = _answer(error.__cause__)
+            if status not in (409, 412) and (code != "NoSuchKey" or "IfMatch" not in condition):
+                raise
+            logger.debug("S3 refused a conditional write: %s", code)
+            if self.conditional_writes is None and (status != 409 or code == _CONFLICT):
+                self.conditional_writes = True
+            return False
+
+    def _write_again(self, condition: Mapping[str, str], key: str, data: bytes) -> None:
+        """Finds out whether the server honours conditions: then the same write is refused."""
+        try:
+            # Once more if accepted: any server does so when the file was deleted in between.
+            if self._write_if(condition, key, data) and self._write_if(condition, key, data):
+                self.conditional_writes = False
+        except Exception as error:  # noqa: BLE001
+            logger.debug("whether S3 honours conditions remains unknown: %s", error)
+
+    def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        if not keys:
+            return {}
+        objects = [{"Key": self._root + key} for key in keys]
+        reply = self._request("delete_objects", Delete={"Objects": objects, "Quiet": True})
+        failures = {}
+        for error in reply.get("Errors", ()):
+            if error.get("Code") != "NoSuchKey":
+                key = error.get("Key", "").removeprefix(self._root)
+                failures[key] = f"{error.get('Code')}: {error.get('Message')}"
+        return failures
+
+    def pages(self, folder: str) -> Iterator[list[str]]:
+        for keys in self._list(f"{self._root}{folder}/"):
+            names = [key for key in keys if key and "/" not in key]
+            if names:
+                yield names
+
+    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
+        paths = (key.split("/") for keys in self._list(self._root) for key in keys)
+        files = (path for path in paths if len(path) == 2 and all(path))
+        for folder, group in groupby(files, lambda path: path[0]):
+            yield folder, (name for _, name in group)
+
+    def _list(self, prefix: str) -> Iterator[list[str]]:
+        """What follows `prefix` in the keys that have it, a page at a time."""
+        start: dict[str, str] = {}
+        while True:
+            reply = self._request("list_objects_v2", Prefix=prefix, MaxKeys=PAGE, **start)
+            yield [item["Key"].removeprefix(prefix) for item in reply.get("Contents", ())]
+            if not reply.get("IsTruncated"):
+                return
+            start = {"ContinuationToken": reply["NextContinuationToken"]}
+
+    def open_read(self, key: str) -> Source:
+        client = self._client
+        reply = client.run(client.call("get_object", Key=self._root + key))
+        return _Download(client, reply["Body"])
+
+    def open_write(self, key: str) -> Upload:
+        return _Upload(self._client, self._root + key)
+
+    def close(self) -> None:
+        client = self._clients.pop(os.getpid(), None)
+        if client:
+            client.close()
+
+
+class _Client:
+    """The requests of one process, on fsspec's event loop, and what they raise explained."""
+
+    def __init__(self, bucket: str, options: Mapping[str, Any]) -> None:
+        import s3fs  # Here because it takes 309 ms.
+
+        self.process = os.getpid()
+        self.loop = fsspec.asyn.get_loop()
+        self._bucket = bucket
+        # What the environment sets counts as an option, but must not turn these on.
+        options = fsspec.config.apply_config(s3fs.S3FileSystem, dict(options))
+        self._fs = s3fs.S3FileSystem(
+            **{
+                **options,
+                "config_kwargs": {**_CONFIG, **(options.get("config_kwargs") or {})},
+                "skip_instance_cache": True,
+                "use_listings_cache": False,
+                "version_aware": False,
+                # s3fs would close the connections in forked children, too.
+                "asynchronous": True,
+            }
+        )
+        self._connecting = asyncio.Lock()
+        self._finalizer: weakref.finalize[[int, Any, Any], _Client] | None = None
+
+    def run(self, request: Coroutine[Any, Any, _T]) -> _T:
+        if self.process != os.getpid() or _running_loop() is self.loop:
+            request.close()
+            raise RuntimeError(
+                "this was opened before the fork: open it in the process that uses it"
+                if self.process != os.getpid()
+                else "a call in fsspec's own event loop would block it: use asyncio.to_thread"
+            )
+        future = asyncio.run_coroutine_threadsafe(request, self.loop)
+        try:
+            return future.result()
+        except Exception as error:
+            explained = _explained(error)
+            if explained is None:
+                raise
+            raise explained from error
+        finally:
+            future.cancel()  # After a KeyboardInterrupt the request must not go on.
+
+    async def call(self, operation: str, **parameters: Any) -> Any:
+        async with self._connecting:
+            if self._finalizer is None:
+                await self._connect()
+        method = getattr(await self._fs.get_s3(self._bucket), operation)
+        parameters = self._fs._get_s3_method_kwargs(method, Bucket=self._bucket, **parameters)
+        return await method(**parameters)
+
+    async def _connect(self) -> None:
+        client = await self._fs.set_session()
+        creator = self._fs._s3creator
+        known = client.meta.service_model.operation_model("PutObject").input_shape.members
+        if not {"IfMatch", "IfNoneMatch"} <= set(known):
+            await creator.__aexit__(None, None, None)
+            raise RuntimeError(
+                "this version of botocore does not know conditional writes: "
+                "pip install --upgrade 'aiobotocore>=2.16' s3fs"
+            )
+        _connected.add(self)
+        self._finalizer = weakref.finalize(self, _close, self.process, self.loop, creator)
+
+    def close(self) -> None:
+        if self._finalizer:
+            self._finalizer()
+
+    async def get(self, key: str, size: int | None = None, **parameters: Any) -> Stored:
+        for attempt in count(1):
+            reply = await self.call("get_object", Key=key, **parameters)
+            body = reply["Body"]
+            try:
+                data = await (body.read() if size is None else _take(body, size))
+                break
+            except Exception as error:
+                # botocore no longer retries once the body has begun.
+                if attempt == _READS:
+                    raise
+                logger.debug("S3 broke a reply off, reading again: %s", error)
+            finally:
+                body.close()
+        return Stored(data, reply.get("ETag", ""))
+
+    async def contains(self, key: str) -> bool:
+        # HeadObject has no error code and so cannot tell a missing bucket from a missing key.
+        try:
+            await self.get(key, 1, Range="bytes=0-0")
+        except Exception as error:
+            status, code, _ = _answer(error)
+            if code == "NoSuchKey":
+                return False
+            if status != 416:  # The file is empty.
+                raise
+        return True
+
+
+class _Download:
+    def __init__(self, client: _Client, body: Any) -> None:
+        self._client = client
+        self._body = body
+        _connected.add(self)
+
+    def read(self, size: int, /) -> bytes:
+        return self._client.run(_take(self._body, size))
+
+    def close(self) -> None:
+        if self._client.process == os.getpid():
+            self._client.loop.call_soon_threadsafe(self._body.close)
+
+
+class _Upload:
+    """One PutObject at the end, or a multipart upload once there is more than a part."""
+
+    def __init__(self, client: _Client, key: str) -> None:
+        self._client = client
+        self._key = key
+        self._id: str | None = None
+        self._parts: list[dict[str, Any]] = []
+        self._buffer = bytearray()
+        self._over = False
+
+    def write(self, data: Data) -> None:
+        with memoryview(data) as view:
+            start = 0
+            while start < len(view):
+                # The 10,000 parts that there may be hold 429 GiB.
+                size = _PART_BYTES * (1 + len(self._parts) // 1000)
+                stop = start + size - len(self._buffer)
+                self._buffer += view[start:stop]
+                start = stop
+                if len(self._buffer) >= size:
+                    self._send_part()
+
+    def commit(self) -> None:
+        if self._id is None:
+            self._request("put_object", Body=_body([self._buffer]))
+        else:
+            if self._buffer:
+                self._send_part()
+            self._request("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
+        self._over = True
+
+    def discard(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._buffer = bytearray()
+        if self._id is not None:
+            try:
+                self._client.run(
+                    self._client.call("abort_multipart_upload", Key=self._key, UploadId=self._id)
+                )
+            except Exception as error:  # noqa: BLE001
+                logger.debug("an upload to S3 could not be aborted: %s", error)
+
+    def _send_part(self) -> None:
+        if self._id is None:
+            self._id = self._request("create_multipart_upload")["UploadId"]
+        number = len(self._parts) + 1
+        body, self._buffer = self._buffer, bytearray()
+        reply = self._request("upload_part", PartNumber=number, Body=_body([body]))
+        # S3 wants the checksums again that botocore has sent.
+        sums = {name: value for name, value in reply.items() if name.startswith("Checksum")}
+        self._parts.append({"PartNumber": number, "ETag": reply["ETag"], **sums})
+
+    def _request(self, operation: str, **parameters: Any) -> Any:
+        if self._over:
+            raise ValueError("the upload has been committed or discarded")
+        # Those without the parameter get it filtered out.
+        try:
+            return self._client.run(
+                self._client.call(operation, Key=self._key, UploadId=self._id, **parameters)
+            )
+        except BaseException:
+            self.discard()
+            raise
+
+
+async def _take(body: Any, size: int) -> bytes:
+    """Up to `size` bytes, fewer only at the end."""
+    chunks = []
+    while size > 0 and (chunk := await body.read(size)):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def _body(parts: Sequence[Data]) -> bytes | io.RawIOBase:
+    # aiohttp warns of more than 1 MiB of plain bytes.
+    return b"".join(parts) if sum(map(len, parts)) <= 1024**2 else _Body(parts)
+
+
+class _Body(io.RawIOBase):
+    """What botocore may read, again and again, without another copy in memory."""
+
+    def __init__(self, parts: Sequence[Data]) -> None:
+        self._parts = [memoryview(part).cast("B") for part in parts]
+        self._size = sum(map(len, self._parts))
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        start = self._position
+        for part in self._parts:
+            if start < len(part):
+                chunk = part[start : start + len(buffer)]
+                buffer[: len(chunk)] = chunk
+                self._position += len(chunk)
+                return len(chunk)
+            start -= len(part)
+        return 0
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _close(process: int, loop: asyncio.AbstractEventLoop, creator: Any) -> None:
+    # A forked child inherits the finalizer, but the connections are its parent's.
+    if process == os.getpid() and loop.is_running():
+        closed = asyncio.run_coroutine_threadsafe(creator.__aexit__(None, None, None), loop)
+        if _running_loop() is not loop:
+            with suppress(TimeoutError):
+                closed.result(1)
+
+
+def _answer(error: BaseException | None) -> tuple[int, str, str]:
+    """Status, error code and message of botocore's `ClientError`; of any other, its class."""
+    response = getattr(error, "response", None)
+    if not isinstance(response, dict):
+        return 0, type(error).__name__, str(error)
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    details = response.get("Error", {})
+    return status, str(details.get("Code", "")), str(details.get("Message", ""))
+
+
+def _explained(error: Exception) -> OSError | None:
+    """What to raise in place of an error of botocore's, if it has an answer or a remedy."""
+    status, code, message = _answer(error)
+    if code == "NoSuchKey" and getattr(error, "operation_name", "") == "GetObject":
+        return FileNotFoundError(message)
+    if not status and code not in _REMEDIES:
+        return None
+    text = f"S3 answered {status} {code}: {message}" if status else message
+    remedy = _REMEDIES.get(code)
+    text = f"{text.rstrip('.')}: {remedy}" if remedy else text
+    return PermissionError(text) if status in (401, 403) else OSError(text)

@@ -1,0 +1,596 @@
+"""Inputs to the digest string `fp1:sha256:…`, the same in every process and on every machine.
+
+A value becomes a tree of plain JSON types, the tree a canonical text, the text a SHA-256. A changed
+byte of that text would be another format, so what a type's rule writes is for ever. Dispatch is on
+the exact type, because a subclass could hide state. Where a rule needed a choice:
+
+- Entries of a mapping whose keys have the same text (two NaNs) are sorted by the text of the value.
+- An object has the fields that its `==` compares, a subclass without a decorator of its own those
+  it inherits. Other attributes are refused, except caches and the `__orig_class__` of a generic
+  class. A pydantic model has its fields and, unless empty, `__pydantic_extra__` and
+  `__pydantic_private__`, which its `==` compares too.
+- numpy: `{"!npscalar": [dtype, sha256 hex of the bytes]}` for a scalar, `{"!ndobject": [shape,
+  items]}` for an object array, `{"!ndfields": [shape, [[name, array], …]]}` for a structured one,
+  whose padding does not count. Bytes tell -0.0 from 0.0 and one NaN from another. A subclass
+  (masked array, matrix, memmap) is refused.
+
+numpy is never imported here: `sys.modules` has it where a value of its types has arrived.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import sys
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Mapping
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, Flag
+from fractions import Fraction
+from functools import cached_property
+from hashlib import sha256
+from operator import itemgetter
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from types import BuiltinFunctionType, MappingProxyType, MemberDescriptorType, NoneType
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from .errors import FingerprintError
+
+PREFIX = "fp1:sha256:"
+
+MAX_DEPTH = 200
+"""Containers within each other. The walk takes three Python frames of the stack's 1000 for each."""
+
+MAX_WORK = 100_000_000
+"""One for each item and `CONTAINER_WORK` for each container. A list of 90 million numbers passes;
+lists that share one another exponentially are refused within seconds."""
+
+CONTAINER_WORK = 12
+OBJECT_WORK = 48
+
+CHUNK_BYTES = 1 << 20
+
+_BIG = 1 << 64
+_SMALL = -_BIG
+_STR = frozenset({str})
+_AS_IS = frozenset({str, bool, NoneType})
+_WORDS = {None: "null", True: "true", False: "false"}
+_CACHES = frozenset({"__orig_class__", "_attrs_cached_hash"})
+_IDENTIFY = "pass a value that identifies it (a path, version or digest)"
+
+_to_json = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False
+).encode
+
+_registered: dict[type, tuple[str, Callable[[Any], object]]] = {}
+_tags: dict[str, str] = {}
+
+
+def fingerprint(inputs: object, *, ignore: Collection[str] = ()) -> str:
+    """The fingerprint of `inputs`: `fp1:sha256:` and 64 hex digits.
+
+    A dict with `str` keys names its inputs, and those named in `ignore` are left out; anything else
+    is one input. Raises `FingerprintError`, which says where, for a value that has no rule.
+
+    >>> fingerprint({"a": 1, "now": 2}, ignore=("now",)) == fingerprint({"a": 1})
+    True
+    """
+    return combine(input_digests(inputs, ignore=ignore))
+
+
+def input_digests(inputs: object, *, ignore: Collection[str] = ()) -> dict[str, str]:
+    """The hex digest of each input by its name; what names no inputs is one, named `inputs`."""
+    named = _by_name(inputs)
+    ignored = _check_ignore(ignore, named) if ignore != () else ()
+    walk = _Walk()
+    digests = {}
+    for name, value in ({"inputs": inputs} if named is None else named).items():
+        if name not in ignored:
+            try:
+                digests[name] = _digest(walk.tree(value, MAX_DEPTH))
+            except (_RefusedError, RuntimeError, TypeError, ValueError) as error:
+                refused = _as_refused(error)
+                if named is not None:
+                    refused.steps.append((_step(name), id(inputs)))
+                raise refused.public() from refused.__cause__
+    return digests
+
+
+def combine(digests: Mapping[str, str]) -> str:
+    """The fingerprint of the inputs that have these digests."""
+    return PREFIX + _digest({_escape(name): digest for name, digest in digests.items()})
+
+
+def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = None) -> None:
+    """Fingerprints values whose type is exactly `cls` by what `encode` returns for them.
+
+    `tag` stands for the type in the text; by default its module and name do. With a tag such as
+    `"acme.Model/1"` the class can move, and another number tells that `encode` has changed.
+    Registering a class again replaces what was there. Raises `FingerprintError` for a type that has
+    a rule, a class local to a function without a tag, and the tag of another class.
+    """
+    if not isinstance(cls, type):
+        raise FingerprintError("register needs a class and a function: pass the type of the value")
+    what = f"cannot register {_type_name(cls)}"
+    if not callable(encode) or not isinstance(tag, str | None) or tag == "":
+        raise FingerprintError(
+            f"{what}: pass a function that takes the value, and as tag a str that is not empty"
+        )
+    if cls in _AS_IS or cls in _LEAVES or cls in _RULES or _is_numpy(cls):
+        raise FingerprintError(f"{what}: it has a rule already; register a subclass of it")
+    name = f"{_module(cls)}:{cls.__qualname__}"
+    if tag is None and "<locals>" in name:
+        raise FingerprintError(f"{what}: it is local to a function; give it a tag")
+    # By name, because a module that is imported again makes its classes anew.
+    owner = _tags.setdefault(tag or name, name)
+    if owner != name:
+        raise FingerprintError(f"{what}: the tag {tag!r} is that of {owner}; choose another")
+    _registered[cls] = (tag or name, encode)
+
+
+class _Walk:
+    """Turns the values of one call into trees; together they must not exceed `MAX_WORK`."""
+
+    __slots__ = ("work_left",)
+
+    def __init__(self) -> None:
+        self.work_left = MAX_WORK
+
+    def tree(self, value: Any, room: int) -> Any:
+        """The tree of `value`, which may have `room` levels of containers.
+
+        It is `value` itself where that is its own tree: copies of many small containers would keep
+        the garbage collector busy for longer than everything else takes.
+        """
+        kind = type(value)
+        items: Collection[Any]
+        if kind is dict:
+            for key in value:
+                # Nothing but "!" sorts between it and '"'.
+                if type(key) is not str or key < '"':
+                    return _mapping(self, value, room)
+            items = value.values()
+        elif kind is list or kind is tuple:
+            items = value
+        elif kind in _AS_IS:
+            return value
+        elif kind in _LEAVES:
+            return _LEAVES[kind](value)
+        else:
+            rule: _Rule = _RULES.get(kind, _other)
+            return rule(self, value, room)
+        self.work_left -= len(items) + CONTAINER_WORK
+        if room <= 0 or self.work_left < 0:
+            raise _too_much(room)
+        changed: dict[int, Any] = {}
+        for item in items:
+            kind = type(item)
+            if (
+                kind in _AS_IS
+                or (kind is int and _SMALL < item < _BIG)
+                or (kind is float and item - item == 0.0)  # which NaN and infinity do not satisfy
+            ):
+                continue
+            try:
+                tree = self.tree(item, room - 1)
+            except _RefusedError as refused:
+                pairs = value.items() if isinstance(value, dict) else enumerate(value)
+                key = next((key for key, other in pairs if other is item), None)
+                refused.steps.append((_step(key), id(value)))
+                raise
+            if tree is not item:
+                changed[id(item)] = tree
+        if not changed:
+            return value
+        if isinstance(value, dict):
+            return {key: changed.get(id(item), item) for key, item in value.items()}
+        return [changed.get(id(item), item) for item in value]
+
+    def trees(
+        self, items: list[Any], step: Callable[[int], str], container: object, room: int
+    ) -> list[Any]:
+        """The trees of the items of `container`; `step(index)` is an item's part of the path."""
+        self.work_left -= len(items) + OBJECT_WORK
+        if room <= 0 or self.work_left < 0:
+            raise _too_much(room)
+        trees = []
+        for index, item in enumerate(items):
+            try:
+                trees.append(self.tree(item, room - 1))
+            except _RefusedError as refused:
+                refused.steps.append((step(index), id(container)))
+                raise
+        return trees
+
+
+class _RefusedError(Exception):
+    """What is wrong with a value, on its way out: every container it leaves adds a step to it."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason = reason
+        self.remedy = remedy
+        self.steps: list[tuple[str, int]] = []
+
+    def public(self) -> FingerprintError:
+        path, seen = "inputs", set[int]()
+        for step, container in reversed(self.steps):
+            if container in seen:
+                self.reason, self.remedy = "it contains itself", "pass a value without the cycle"
+                break
+            seen.add(container)
+            path += step
+        path = _shorten(path, 200)
+        message = f"cannot fingerprint {path}: {self.reason}: {self.remedy}"
+        return FingerprintError(message, path=path, reason=self.reason)
+
+
+def _as_refused(error: Exception) -> _RefusedError:
+    if isinstance(error, _RefusedError):
+        return error
+    if isinstance(error, RecursionError):
+        return _too_much()
+    refused = _RefusedError("it changed meanwhile", "pass a copy that nothing else changes")
+    refused.__cause__ = error
+    return refused
+
+
+def _unsupported(kind: type, why: str = "") -> _RefusedError:
+    return _RefusedError(
+        f"unsupported type {_type_name(kind)}{why}",
+        f"register it with checkpoint_store.register({kind.__name__}, ...), or {_IDENTIFY}",
+    )
+
+
+def _too_much(room: int = 0) -> _RefusedError:
+    if room > 0:
+        return _RefusedError("too many values, counting shared ones each time", _IDENTIFY)
+    return _RefusedError(
+        f"nested deeper than {MAX_DEPTH} levels or than the stack allows", "pass a digest of it"
+    )
+
+
+def _check_ignore(ignore: object, named: object) -> frozenset[str]:
+    if (
+        isinstance(ignore, str)
+        or not isinstance(ignore, Collection)
+        or not all(isinstance(name, str) for name in ignore)
+    ):
+        raise FingerprintError('ignore must be a collection of names, such as ignore=("now",)')
+    if ignore and named is None:
+        raise FingerprintError(
+            "ignore names inputs to leave out, but these have no names: pass a dict with str keys"
+        )
+    return frozenset(ignore)
+
+
+def _by_name(inputs: Any) -> dict[str, object] | None:
+    """The inputs by name, if `inputs` is one of the mappings that become an object."""
+    if type(inputs) is MappingProxyType:
+        (inputs,) = gc.get_referents(inputs)
+    if _RULES.get(type(inputs)) is _mapping and _STR.issuperset(map(type, inputs)):
+        return dict(inputs)
+    return None
+
+
+def _digest(tree: object) -> str:
+    return sha256(_text(tree).encode()).hexdigest()
+
+
+def _text(tree: Any) -> str:
+    kind = type(tree)
+    # The encoder sets itself up for each of these, which takes ten times as long.
+    if kind is int or kind is float:
+        return repr(tree)
+    return _WORDS[tree] if kind is bool or tree is None else _to_json(tree)
+
+
+def _escape(key: str) -> str:
+    return "!" + key if key.startswith("!") else key
+
+
+def _shorten(text: str, size: int) -> str:
+    half = size // 2
+    return text if len(text) <= size else f"{text[:half]}…{text[1 - half :]}"
+
+
+def _step(key: Any) -> str:
+    """The part of a path for a key or index: names and numbers, but of nothing else its value."""
+    kind = type(key)
+    if kind is str:
+        return f"[{_shorten(key, 60)!r}]"
+    shown = kind in _AS_IS or (kind is int and _SMALL < key < _BIG)
+    return f"[{key!r}]" if shown else f"[<{kind.__name__}>]"
+
+
+def _module(kind: type) -> str:
+    """The module of a class, by the name under which another process can import it."""
+    if kind.__module__ not in ("__main__", "__mp_main__"):
+        return kind.__module__
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return "__main__" if spec is None else str(spec.name)
+
+
+def _type_name(kind: type) -> str:
+    module = _module(kind)
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _name(kind: type) -> str:
+    if "<locals>" in kind.__qualname__:
+        raise _RefusedError(
+            f"type {_type_name(kind)} is local to a function",
+            f"define {kind.__name__} in a module, or register it with a tag",
+        )
+    return f"{_module(kind)}:{kind.__qualname__}"
+
+
+def _static(kind: type, name: str) -> Any:
+    """The attribute of a class as it was defined; no descriptor or metaclass of a user runs."""
+    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+
+
+# The rules: each takes the walk, a value of its type, and how many levels it may have.
+
+
+def _mapping(walk: _Walk, value: Any, room: int) -> dict[str, Any]:
+    # dict's own method neither hashes a key nor runs what a subclass defines.
+    items = list(dict.items(value))
+    keys = [key for key, _ in items]
+    trees = walk.trees([item for _, item in items], lambda i: _step(keys[i]), value, room)
+    if _STR.issuperset(map(type, keys)):
+        return dict(zip(map(_escape, keys), trees, strict=True))
+    key_trees = walk.trees(keys, lambda _: "[<key>]", value, room)
+    pairs = [list(pair) for pair in zip(key_trees, trees, strict=True)]
+    texts = list(map(_text, key_trees))
+    if len(set(texts)) < len(texts):
+        # The keys stay in order: no text continues with less than the comma that follows here.
+        texts = list(map(_text, pairs))
+    return {"!map": [pair for _, pair in sorted(zip(texts, pairs, strict=True), key=itemgetter(0))]}
+
+
+def _proxy(walk: _Walk, value: MappingProxyType[Any, Any], room: int) -> Any:
+    # A method of the proxy would run the mapping's, which may be a user's.
+    (mapping,) = gc.get_referents(value)
+    if _RULES.get(type(mapping)) is not _mapping:
+        raise _RefusedError(f"a mappingproxy of {_type_name(type(mapping))}", "pass a dict")
+    return _mapping(walk, mapping, room)
+
+
+def _set(walk: _Walk, value: Any, room: int) -> object:
+    return {"!set": sorted(walk.trees(list(value), lambda _: "[<item>]", value, room), key=_text)}
+
+
+def _other(walk: _Walk, value: Any, room: int) -> object:
+    """A value whose type is none of the standard ones."""
+    kind = type(value)
+    if kind in _registered or _static(kind, "__fingerprint__") is not None:
+        tag, step, result = _represented(value, kind)
+        return {"!custom": [tag, *walk.trees([result], lambda _: step, value, room)]}
+    if _is_numpy(kind):
+        return _array(walk, value, room) if kind.__name__ == "ndarray" else _numpy_scalar(value)
+    if issubclass(kind, Flag):
+        return {"!flag": [_name(kind), walk.tree(value._value_, room)]}
+    if issubclass(kind, Enum):
+        return {"!enum": [_name(kind), walk.tree(value._name_, room)]}
+    fields = _fields(value, kind)
+    names = list(fields)
+    trees = walk.trees(list(fields.values()), lambda i: f".{names[i]}", value, room)
+    return {"!object": [_name(kind), dict(zip(names, trees, strict=True))]}
+
+
+def _represented(value: Any, kind: type) -> tuple[str, str, object]:
+    """The tag of a value with an encoding of its own, the step to its result, and the result."""
+    tag, encode = _registered.get(kind) or (_name(kind), None)
+    try:
+        if encode is None:
+            return tag, ".__fingerprint__()", value.__fingerprint__()
+        return tag, f".<{tag}>", encode(value)
+    except Exception as error:
+        what = "__fingerprint__" if encode is None else "the registered function"
+        raise _raised(what, kind, error) from error
+
+
+def _raised(what: str, kind: type, error: Exception) -> _RefusedError:
+    return _RefusedError(
+        f"{what} of {_type_name(kind)} raised {type(error).__name__}", f"see there, or {_IDENTIFY}"
+    )
+
+
+def _fields(value: Any, kind: Any) -> dict[str, Any]:
+    """The fields of an object that its `==` compares."""
+    # What is made in C may keep state under no name.
+    solid = [b for b in kind.__mro__[:-1] if type(vars(b).get("__new__")) is BuiltinFunctionType]
+    compared: dict[str, bool]
+    fields: dict[str, Any] = {}
+    try:
+        if solid == [tuple] and _static(kind, "_fields") is not None:
+            fields = dict(zip(kind._fields, tuple.__iter__(value), strict=True))
+            compared = {}
+        elif solid:
+            raise _unsupported(kind)
+        elif _static(kind, "__dataclass_fields__") is not None:
+            compared = {field.name: field.compare for field in dataclasses.fields(kind)}
+        elif _static(kind, "__attrs_attrs__") is not None:
+            compared = {field.name: field.eq for field in kind.__attrs_attrs__}
+        elif _static(kind, "__pydantic_root_model__") is not None:
+            fields = {name: item for name, item in vars(value).items() if not _is_cache(kind, name)}
+            compared = {
+                "__pydantic_extra__": bool(value.__pydantic_extra__),
+                "__pydantic_private__": bool(value.__pydantic_private__),
+                "__pydantic_fields_set__": False,
+            }
+        elif _static(type(kind), "__struct_fields__") is not None:
+            compared = dict.fromkeys(kind.__struct_fields__, True)
+        else:
+            raise _unsupported(kind)
+        fields |= {name: getattr(value, name) for name, equal in compared.items() if equal}
+    except _RefusedError:
+        raise
+    except Exception as error:
+        raise _raised("a field", kind, error) from error
+    hidden = [name for name in _attributes(value, kind) if name not in fields.keys() | compared]
+    if hidden := [name for name in hidden if not _is_cache(kind, name)]:
+        raise _unsupported(kind, f", which has more than its fields ({', '.join(hidden[:3])})")
+    return fields
+
+
+def _attributes(value: Any, kind: type) -> list[str]:
+    """The names under which an object keeps state: its `__dict__`, and the slots that are set."""
+    names = list(getattr(value, "__dict__", ()))
+    for members in map(vars, kind.__mro__):
+        # attrs writes the slots of such a class itself: fields, and caches under any name.
+        by_attrs = getattr(members.get("__attrs_props__"), "is_slotted", False)
+        if "__slots__" in members and not by_attrs:
+            slots = [n for n, member in members.items() if type(member) is MemberDescriptorType]
+            names += [name for name in slots if hasattr(value, name)]
+    return names
+
+
+def _is_cache(kind: type, name: str) -> bool:
+    return name in _CACHES or type(_static(kind, name)) is cached_property
+
+
+def _integer(value: int) -> object:
+    return value if _SMALL < value < _BIG else {"!int": hex(value)}
+
+
+def _float(value: float) -> object:
+    return value if value - value == 0.0 else {"!float": repr(value)}
+
+
+def _bytes(value: bytes | bytearray | memoryview) -> object:
+    return {"!bytes": [len(value), sha256(value).hexdigest()]}
+
+
+def _memory(value: memoryview) -> object:
+    try:
+        # A shape with a zero cannot be cast.
+        return _bytes(value.cast("B") if value.nbytes else b"")
+    except (TypeError, ValueError) as error:
+        raise _RefusedError("a memoryview released or not contiguous", "pass its bytes") from error
+
+
+def _microseconds(value: timedelta) -> int:
+    return value // timedelta(microseconds=1)
+
+
+def _moment(value: datetime | time) -> str:
+    return value.replace(tzinfo=None).isoformat(timespec="microseconds") + _zone(value)
+
+
+def _zone(value: datetime | time) -> str:
+    zone: Any = value.tzinfo
+    kind = type(zone)
+    if zone is None:
+        return ""
+    if kind is timezone:
+        offset = _microseconds(zone.utcoffset(None))
+        return f"{offset:+d}us" if offset else "Z"
+    if kind is ZoneInfo and type(zone.key) is str:
+        return "Z" if zone.key == "UTC" else f"[{zone.key}]" + (";fold=1" if value.fold else "")
+    raise _RefusedError(
+        f"unsupported time zone of type {_type_name(kind)}",
+        "use zoneinfo.ZoneInfo with a key, or datetime.timezone",
+    )
+
+
+def _decimal(value: Decimal) -> object:
+    sign, digits, exponent = value.as_tuple()
+    return {"!decimal": [sign, "".join(map(str, digits)), exponent]}
+
+
+def _is_numpy(kind: type) -> bool:
+    numpy: Any = sys.modules.get("numpy")
+    # While numpy is being imported, it does not have these yet.
+    arrays, scalars = getattr(numpy, "ndarray", None), getattr(numpy, "generic", ())
+    return kind is arrays or (issubclass(kind, scalars) and kind.__module__ == "numpy")
+
+
+def _array(walk: _Walk, array: Any, room: int) -> object:
+    shape, names = list(array.shape), array.dtype.names
+    if names is not None:
+        trees = walk.trees([array[name] for name in names], lambda i: _step(names[i]), array, room)
+        return {"!ndfields": [shape, [list(pair) for pair in zip(names, trees, strict=True)]]}
+    if array.dtype.kind == "O":
+        items = array.reshape(-1).tolist()
+        return {"!ndobject": [shape, walk.trees(items, lambda i: f".flat[{i}]", array, room)]}
+    dtype = _portable(array.dtype)
+    return {"!ndarray": [dtype.str, shape, _array_digest(array, dtype)]}
+
+
+def _numpy_scalar(value: Any) -> object:
+    dtype = _portable(value.dtype)
+    array = sys.modules["numpy"].asarray(value)
+    # An empty string becomes an array of one character.
+    data = array.astype(array.dtype.newbyteorder("<")).tobytes()[: dtype.itemsize]
+    return {"!npscalar": [dtype.str, sha256(data).hexdigest()]}
+
+
+def _portable(dtype: Any) -> Any:
+    """The little-endian form of a numpy dtype whose bytes mean the same on every machine."""
+    if dtype.kind not in "biufcmMSU" or dtype.char in "gG" or dtype.type.__module__ != "numpy":
+        raise _RefusedError(f"unsupported numpy dtype {dtype.name}", "convert it with astype")
+    return dtype.newbyteorder("<")
+
+
+def _array_digest(array: Any, dtype: Any) -> str:
+    """The digest of the bytes in C order and of this dtype, without a copy of the whole."""
+    if array.nbytes == 0:
+        return sha256().hexdigest()
+    if array.flags.c_contiguous and array.dtype == dtype:
+        return sha256(array.reshape(-1).view("u1")).hexdigest()
+    digest = sha256()
+    for chunk in sys.modules["numpy"].nditer(
+        array,
+        ["external_loop", "buffered"],
+        [["readonly", "contig"]],
+        op_dtypes=[dtype],
+        order="C",
+        casting="equiv",
+        buffersize=max(1, CHUNK_BYTES // dtype.itemsize),
+    ):
+        digest.update(chunk.view("u1"))
+    return digest.hexdigest()
+
+
+def _path(value: PurePosixPath | PureWindowsPath) -> object:
+    return {"!path": value.as_posix()}
+
+
+_LEAVES: dict[type, Callable[[Any], Any]] = {
+    int: _integer,
+    float: _float,
+    complex: lambda value: {"!complex": [_float(value.real), _float(value.imag)]},
+    bytes: _bytes,
+    bytearray: _bytes,
+    memoryview: _memory,
+    datetime: lambda value: {"!datetime": _moment(value)},
+    time: lambda value: {"!time": _moment(value)},
+    date: lambda value: {"!date": value.isoformat()},
+    timedelta: lambda value: {"!timedelta": _integer(_microseconds(value))},
+    UUID: lambda value: {"!uuid": value.hex},
+    Decimal: _decimal,
+    Fraction: lambda v: {"!fraction": [_integer(v.numerator), _integer(v.denominator)]},
+    range: lambda v: {"!range": [_integer(v.start), _integer(v.stop), _integer(v.step)]},
+    PurePosixPath: _path,
+    PureWindowsPath: _path,
+    PosixPath: _path,
+    WindowsPath: _path,
+}
+
+_Rule = Callable[[_Walk, Any, int], Any]
+_RULES: dict[type, _Rule] = {
+    list: _Walk.tree,
+    tuple: _Walk.tree,
+    dict: _mapping,
+    OrderedDict: _mapping,
+    defaultdict: _mapping,
+    Counter: _mapping,
+    MappingProxyType: _proxy,
+    set: _set,
+    frozenset: _set,
+}

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from . import servers
+
+
+@dataclass
+class Bucket:
+    """A fresh bucket, what a store needs to reach it, and boto3 to look at it by another way."""
+
+    endpoint: str
+    name: str
+    client: Any
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        return self.options(self.endpoint)
+
+    def options(self, endpoint: str) -> dict[str, Any]:
+        return {
+            "key": "test",
+            "secret": "test-secret",
+            "endpoint_url": endpoint,
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+
+    def put(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def get(self, key: str) -> bytes:
+        return bytes(self.client.get_object(Bucket=self.name, Key=key)["Body"].read())
+
+    def keys(self) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.moto_server(tmp_path_factory.mktemp("moto")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def ministack_server(pytestconfig: pytest.Config) -> Iterator[str]:
+    assert pytestconfig.cache is not None
+    folder = Path(pytestconfig.cache.mkdir("ministack"))
+    with servers.ministack_server(folder) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["moto", "ministack"])
+def s3_server(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_server"))
+
+
+@pytest.fixture
+def bucket(s3_server: str, no_aws_environment: None) -> Bucket:  # noqa: ARG001
+    made = Bucket(s3_server, f"bucket-{secrets.token_hex(8)}", s3_client(s3_server))
+    made.client.create_bucket(Bucket=made.name)
+    return made
+
+
+@cache
+def s3_client(endpoint: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id="test",
+        aws_secret_access_key="test-secret",
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, max_pool_connections=32),
+    )
+
+
+@pytest.fixture
+def no_aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the machine has configured must not reach the tests."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "FSSPEC_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setattr("fsspec.config.conf", {})
+
+
+@pytest.fixture
+def proxy(bucket: Bucket) -> Iterator[servers.Proxy]:
+    with servers.Proxy(bucket.endpoint).running() as proxy:
+        yield proxy
