@@ -392,12 +392,12 @@ async def _take(body: Any, size: int) -> bytes:
 
 
 def _body(parts: Sequence[Data]) -> bytes | io.RawIOBase:
-    # aiohttp warns of more than 1 MiB of plain bytes.
+    # The small ones joined: aiohttp reads a file in a thread.
     return b"".join(parts) if sum(map(len, parts)) <= 1024**2 else _Body(parts)
 
 
 class _Body(io.RawIOBase):
-    """What botocore may read, again and again, without another copy in memory."""
+    """What botocore reads, as often as it likes, without the two copies it makes of bytes."""
 
     def __init__(self, parts: Sequence[Data]) -> None:
         self._parts = [memoryview(part).cast("B") for part in parts]
