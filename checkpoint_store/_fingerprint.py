@@ -29,9 +29,9 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import BuiltinFunctionType, MappingProxyType, MemberDescriptorType, NoneType
 from typing import Any
@@ -46,11 +46,10 @@ MAX_DEPTH = 200
 """Containers within each other. The walk takes three Python frames of the stack's 1000 for each."""
 
 MAX_WORK = 100_000_000
-"""One for each item and `CONTAINER_WORK` for each container. A list of 90 million numbers passes;
-lists that share one another exponentially are refused within seconds."""
+"""One for each item and `CONTAINER_WORK` for each container, shared ones counted each time. A list
+of 90 million numbers passes; lists that share one another exponentially are refused in seconds."""
 
 CONTAINER_WORK = 12
-OBJECT_WORK = 48
 
 CHUNK_BYTES = 1 << 20
 
@@ -60,13 +59,16 @@ _STR = frozenset({str})
 _AS_IS = frozenset({str, bool, NoneType})
 _WORDS = {None: "null", True: "true", False: "false"}
 _CACHES = frozenset({"__orig_class__", "_attrs_cached_hash"})
+_PYDANTIC = ("__pydantic_extra__", "__pydantic_private__")
 _IDENTIFY = "pass a value that identifies it (a path, version or digest)"
+
+# What reading a value raises while something else changes it, or where its class is too strange.
+_UNREADABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 _to_json = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False
 ).encode
 
-_registered: dict[type, tuple[str, Callable[[Any], object]]] = {}
 _tags: dict[str, str] = {}
 
 
@@ -92,7 +94,7 @@ def input_digests(inputs: object, *, ignore: Collection[str] = ()) -> dict[str, 
         if name not in ignored:
             try:
                 digests[name] = _digest(walk.tree(value, MAX_DEPTH))
-            except (_RefusedError, RuntimeError, TypeError, ValueError) as error:
+            except (_RefusedError, *_UNREADABLE) as error:
                 refused = _as_refused(error)
                 if named is not None:
                     refused.steps.append((_step(name), id(inputs)))
@@ -120,7 +122,7 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
         raise FingerprintError(
             f"{what}: pass a function that takes the value, and as tag a str that is not empty"
         )
-    if cls in _AS_IS or cls in _LEAVES or cls in _RULES or _is_numpy(cls):
+    if cls in _STANDARD or _is_numpy(cls):
         raise FingerprintError(f"{what}: it has a rule already; register a subclass of it")
     name = f"{_module(cls)}:{cls.__qualname__}"
     if tag is None and "<locals>" in name:
@@ -129,16 +131,18 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
     owner = _tags.setdefault(tag or name, name)
     if owner != name:
         raise FingerprintError(f"{what}: the tag {tag!r} is that of {owner}; choose another")
-    _registered[cls] = (tag or name, encode)
+    tag = tag or name
+    _RULES[cls] = _custom(cls, tag, f".<{tag}>", encode)
 
 
 class _Walk:
     """Turns the values of one call into trees; together they must not exceed `MAX_WORK`."""
 
-    __slots__ = ("work_left",)
+    __slots__ = ("known", "work_left")
 
     def __init__(self) -> None:
         self.work_left = MAX_WORK
+        self.known: dict[int, tuple[object, int, int, Any]] = {}
 
     def tree(self, value: Any, room: int) -> Any:
         """The tree of `value`, which may have `room` levels of containers.
@@ -146,13 +150,18 @@ class _Walk:
         It is `value` itself where that is its own tree: copies of many small containers would keep
         the garbage collector busy for longer than everything else takes.
         """
-        kind = type(value)
+        work_before = self.work_left
+        if self.known and (known := self.known.get(id(value))) and known[1] <= room:
+            self.work_left -= known[2]
+            if self.work_left >= 0:
+                return known[3]
+        kind: Any = type(value)
         items: Collection[Any]
         if kind is dict:
             for key in value:
                 # Nothing but "!" sorts between it and '"'.
                 if type(key) is not str or key < '"':
-                    return _mapping(self, value, room)
+                    return self.keep(value, room, work_before, _mapping(self, value, room))
             items = value.values()
         elif kind is list or kind is tuple:
             items = value
@@ -161,8 +170,8 @@ class _Walk:
         elif kind in _LEAVES:
             return _LEAVES[kind](value)
         else:
-            rule: _Rule = _RULES.get(kind, _other)
-            return rule(self, value, room)
+            rule = _RULES.get(kind) or _rule_of(kind)
+            return self.keep(value, room, work_before, rule(self, value, room))
         self.work_left -= len(items) + CONTAINER_WORK
         if room <= 0 or self.work_left < 0:
             raise _too_much(room)
@@ -187,14 +196,21 @@ class _Walk:
         if not changed:
             return value
         if isinstance(value, dict):
-            return {key: changed.get(id(item), item) for key, item in value.items()}
-        return [changed.get(id(item), item) for item in value]
+            tree = {key: changed.get(id(item), item) for key, item in value.items()}
+        else:
+            tree = [changed.get(id(item), item) for item in value]
+        return self.keep(value, room, work_before, tree)
+
+    def keep(self, value: object, room: int, work_before: int, tree: Any) -> Any:
+        """Remembers the tree of a shared value, and the value itself, whose id is the key."""
+        self.known[id(value)] = (value, room, work_before - self.work_left, tree)
+        return tree
 
     def trees(
         self, items: list[Any], step: Callable[[int], str], container: object, room: int
     ) -> list[Any]:
         """The trees of the items of `container`; `step(index)` is an item's part of the path."""
-        self.work_left -= len(items) + OBJECT_WORK
+        self.work_left -= len(items) + CONTAINER_WORK
         if room <= 0 or self.work_left < 0:
             raise _too_much(room)
         trees = []
@@ -233,7 +249,9 @@ def _as_refused(error: Exception) -> _RefusedError:
         return error
     if isinstance(error, RecursionError):
         return _too_much()
-    refused = _RefusedError("it changed meanwhile", "pass a copy that nothing else changes")
+    refused = _RefusedError(
+        f"reading it raised {type(error).__name__}", "pass a copy that nothing changes meanwhile"
+    )
     refused.__cause__ = error
     return refused
 
@@ -271,9 +289,9 @@ def _by_name(inputs: Any) -> dict[str, object] | None:
     """The inputs by name, if `inputs` is one of the mappings that become an object."""
     if type(inputs) is MappingProxyType:
         (inputs,) = gc.get_referents(inputs)
-    if _RULES.get(type(inputs)) is _mapping and _STR.issuperset(map(type, inputs)):
-        return dict(inputs)
-    return None
+    if _RULES.get(type(inputs)) is not _mapping or getattr(inputs, "__dict__", None):
+        return None
+    return dict(inputs) if _STR.issuperset(map(type, inputs)) else None
 
 
 def _digest(tree: object) -> str:
@@ -333,10 +351,14 @@ def _static(kind: type, name: str) -> Any:
     return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
+_Rule = Callable[[_Walk, Any, int], Any]
+
 # The rules: each takes the walk, a value of its type, and how many levels it may have.
 
 
 def _mapping(walk: _Walk, value: Any, room: int) -> dict[str, Any]:
+    if getattr(value, "__dict__", None):
+        raise _unsupported(type(value), ", which has attributes beside its items")
     # dict's own method neither hashes a key nor runs what a subclass defines.
     items = list(dict.items(value))
     keys = [key for key, _ in items]
@@ -364,34 +386,11 @@ def _set(walk: _Walk, value: Any, room: int) -> object:
     return {"!set": sorted(walk.trees(list(value), lambda _: "[<item>]", value, room), key=_text)}
 
 
-def _other(walk: _Walk, value: Any, room: int) -> object:
-    """A value whose type is none of the standard ones."""
+def _enum(walk: _Walk, value: Any, room: int) -> object:
     kind = type(value)
-    if kind in _registered or _static(kind, "__fingerprint__") is not None:
-        tag, step, result = _represented(value, kind)
-        return {"!custom": [tag, *walk.trees([result], lambda _: step, value, room)]}
-    if _is_numpy(kind):
-        return _array(walk, value, room) if kind.__name__ == "ndarray" else _numpy_scalar(value)
     if issubclass(kind, Flag):
         return {"!flag": [_name(kind), walk.tree(value._value_, room)]}
-    if issubclass(kind, Enum):
-        return {"!enum": [_name(kind), walk.tree(value._name_, room)]}
-    fields = _fields(value, kind)
-    names = list(fields)
-    trees = walk.trees(list(fields.values()), lambda i: f".{names[i]}", value, room)
-    return {"!object": [_name(kind), dict(zip(names, trees, strict=True))]}
-
-
-def _represented(value: Any, kind: type) -> tuple[str, str, object]:
-    """The tag of a value with an encoding of its own, the step to its result, and the result."""
-    tag, encode = _registered.get(kind) or (_name(kind), None)
-    try:
-        if encode is None:
-            return tag, ".__fingerprint__()", value.__fingerprint__()
-        return tag, f".<{tag}>", encode(value)
-    except Exception as error:
-        what = "__fingerprint__" if encode is None else "the registered function"
-        raise _raised(what, kind, error) from error
+    return {"!enum": [_name(kind), walk.tree(value._name_, room)]}
 
 
 def _raised(what: str, kind: type, error: Exception) -> _RefusedError:
@@ -400,53 +399,89 @@ def _raised(what: str, kind: type, error: Exception) -> _RefusedError:
     )
 
 
-def _fields(value: Any, kind: Any) -> dict[str, Any]:
-    """The fields of an object that its `==` compares."""
+def _custom(kind: type, tag: str, step: str, encode: Callable[[Any], object]) -> _Rule:
+    def rule(walk: _Walk, value: Any, room: int) -> object:
+        try:
+            result = encode(value)
+        except Exception as error:
+            raise _raised("its encoding", kind, error) from error
+        return {"!custom": [tag, *walk.trees([result], lambda _: step, value, room)]}
+
+    return rule
+
+
+@lru_cache(maxsize=1024)
+def _rule_of(kind: type) -> _Rule:
+    """The rule of a class that has none in `_RULES`, found by what the class defines."""
+    if _static(kind, "__fingerprint__") is not None:
+        call = methodcaller("__fingerprint__")
+        return _custom(kind, _name(kind), ".__fingerprint__()", call)
+    if _is_numpy(kind):
+        return _array if kind.__name__ == "ndarray" else _numpy_scalar
+    if issubclass(kind, Enum):
+        return _enum
+    return _object(kind)
+
+
+def _object(kind: Any) -> _Rule:
+    """The rule of a class that declares its fields: those that its `==` compares are read."""
     # What is made in C may keep state under no name.
     solid = [b for b in kind.__mro__[:-1] if type(vars(b).get("__new__")) is BuiltinFunctionType]
-    compared: dict[str, bool]
-    fields: dict[str, Any] = {}
-    try:
-        if solid == [tuple] and _static(kind, "_fields") is not None:
-            fields = dict(zip(kind._fields, tuple.__iter__(value), strict=True))
-            compared = {}
-        elif solid:
-            raise _unsupported(kind)
-        elif _static(kind, "__dataclass_fields__") is not None:
-            compared = {field.name: field.compare for field in dataclasses.fields(kind)}
-        elif _static(kind, "__attrs_attrs__") is not None:
-            compared = {field.name: field.eq for field in kind.__attrs_attrs__}
-        elif _static(kind, "__pydantic_root_model__") is not None:
-            fields = {name: item for name, item in vars(value).items() if not _is_cache(kind, name)}
-            compared = {
-                "__pydantic_extra__": bool(value.__pydantic_extra__),
-                "__pydantic_private__": bool(value.__pydantic_private__),
-                "__pydantic_fields_set__": False,
-            }
-        elif _static(type(kind), "__struct_fields__") is not None:
-            compared = dict.fromkeys(kind.__struct_fields__, True)
-        else:
-            raise _unsupported(kind)
-        fields |= {name: getattr(value, name) for name, equal in compared.items() if equal}
-    except _RefusedError:
-        raise
-    except Exception as error:
-        raise _raised("a field", kind, error) from error
-    hidden = [name for name in _attributes(value, kind) if name not in fields.keys() | compared]
-    if hidden := [name for name in hidden if not _is_cache(kind, name)]:
-        raise _unsupported(kind, f", which has more than its fields ({', '.join(hidden[:3])})")
-    return fields
+    compared: dict[str, bool] = {}
+    read = None
+    if solid == [tuple] and _static(kind, "_fields") is not None:
+        read = _namedtuple_fields
+    elif solid:
+        raise _unsupported(kind)
+    elif _static(kind, "__dataclass_fields__") is not None:
+        compared = {field.name: field.compare for field in dataclasses.fields(kind)}
+    elif _static(kind, "__attrs_attrs__") is not None:
+        compared = {field.name: bool(field.eq) for field in kind.__attrs_attrs__}
+    elif _static(type(kind), "__struct_fields__") is not None:
+        compared = dict.fromkeys(kind.__struct_fields__, True)
+    elif _static(kind, "__pydantic_root_model__") is not None:
+        compared = {"__pydantic_fields_set__": False, **dict.fromkeys(_PYDANTIC, True)}
+        read = _pydantic_fields
+    else:
+        raise _unsupported(kind)
+    names = [name for name, equal in compared.items() if equal]
+    slots = [name for name in _slots(kind) if name not in compared]
+    tag = _name(kind)
+
+    def rule(walk: _Walk, value: Any, room: int) -> object:
+        try:
+            fields = read(value) if read else {name: getattr(value, name) for name in names}
+            state = [*getattr(value, "__dict__", ()), *(s for s in slots if hasattr(value, s))]
+        except Exception as error:
+            raise _raised("a field", kind, error) from error
+        hidden = [name for name in state if name not in compared and name not in fields]
+        if hidden := [name for name in hidden if not _is_cache(kind, name)]:
+            raise _unsupported(kind, f", which has more than its fields ({', '.join(hidden[:3])})")
+        steps = list(fields)
+        trees = walk.trees(list(fields.values()), lambda i: f".{steps[i]}", value, room)
+        return {"!object": [tag, dict(zip(steps, trees, strict=True))]}
+
+    return rule
 
 
-def _attributes(value: Any, kind: type) -> list[str]:
-    """The names under which an object keeps state: its `__dict__`, and the slots that are set."""
-    names = list(getattr(value, "__dict__", ()))
+def _namedtuple_fields(value: Any) -> dict[str, Any]:
+    return dict(zip(value._fields, tuple.__iter__(value), strict=True))
+
+
+def _pydantic_fields(value: Any) -> dict[str, Any]:
+    kind = type(value)
+    fields = {name: item for name, item in vars(value).items() if not _is_cache(kind, name)}
+    beside = {name: getattr(value, name) for name in _PYDANTIC}
+    return fields | {name: items for name, items in beside.items() if items}
+
+
+def _slots(kind: type) -> list[str]:
+    names: list[str] = []
     for members in map(vars, kind.__mro__):
         # attrs writes the slots of such a class itself: fields, and caches under any name.
         by_attrs = getattr(members.get("__attrs_props__"), "is_slotted", False)
         if "__slots__" in members and not by_attrs:
-            slots = [n for n, member in members.items() if type(member) is MemberDescriptorType]
-            names += [name for name in slots if hasattr(value, name)]
+            names += [n for n, member in members.items() if type(member) is MemberDescriptorType]
     return names
 
 
@@ -522,7 +557,7 @@ def _array(walk: _Walk, array: Any, room: int) -> object:
     return {"!ndarray": [dtype.str, shape, _array_digest(array, dtype)]}
 
 
-def _numpy_scalar(value: Any) -> object:
+def _numpy_scalar(_walk: _Walk, value: Any, _room: int) -> object:
     dtype = _portable(value.dtype)
     array = sys.modules["numpy"].asarray(value)
     # An empty string becomes an array of one character.
@@ -582,7 +617,6 @@ _LEAVES: dict[type, Callable[[Any], Any]] = {
     WindowsPath: _path,
 }
 
-_Rule = Callable[[_Walk, Any, int], Any]
 _RULES: dict[type, _Rule] = {
     list: _Walk.tree,
     tuple: _Walk.tree,
@@ -594,3 +628,5 @@ _RULES: dict[type, _Rule] = {
     set: _set,
     frozenset: _set,
 }
+
+_STANDARD = frozenset({*_AS_IS, *_LEAVES, *_RULES})

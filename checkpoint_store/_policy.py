@@ -35,9 +35,10 @@ class Decision:
 def check_policy(policy: object) -> Policy:
     """`policy` itself, or `InvalidPolicyError`."""
     for known in POLICIES:
-        if policy == known:
+        if isinstance(policy, str) and policy == known:
             return known
-    given = "is missing" if policy is None else f"must not be {policy!r}"
+    shown = repr(policy) if isinstance(policy, str) else f"a {type(policy).__name__}"
+    given = "is missing" if policy is None else f"must not be {shown}"
     raise InvalidPolicyError(
         f"on_input_change {given}: choose 'reuse' (keep the old checkpoints), 'reset' (start over) "
         "or 'raise' (refuse) for a workflow that is resumed with other inputs"
