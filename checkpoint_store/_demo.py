@@ -91,7 +91,7 @@ def _run(store: CheckpointStore, data: bytes, policy: Policy, *, interrupt: bool
     try:
         run = resume(store, "revenue", inputs, on_input_change=policy)
     except InputChangedError as error:
-        return line("-", "", f"refused, {error.change.reason if error.change else error}")
+        return line("-", "", f"refused, {error.change.reason}")
     assert run.decision is not None
     change = run.decision.change
     decision = f"{run.decision.action}, {change.reason}" if change else run.decision.action

@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,16 +68,21 @@ class InputChangedError(CheckpointStoreError):
         self,
         message: str,
         *,
-        workflow_id: str = "",
-        stored: str | None = None,
-        current: str = "",
-        change: InputChange | None = None,
+        workflow_id: str,
+        stored: str | None,
+        current: str,
+        change: InputChange,
     ) -> None:
         super().__init__(message)
         self.workflow_id = workflow_id
         self.stored = stored
         self.current = current
         self.change = change
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = ("workflow_id", "stored", "current", "change")
+        make = partial(type(self), **{name: getattr(self, name) for name in fields})
+        return make, self.args, self.__dict__
 
 
 class CheckpointNotFoundError(CheckpointStoreError, KeyError):
