@@ -132,7 +132,9 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
     if owner != name:
         raise FingerprintError(f"{what}: the tag {tag!r} is that of {owner}; choose another")
     tag = tag or name
-    _RULES[cls] = _custom(cls, tag, f".<{tag}>", encode)
+    _RULES[cls] = _custom(
+        f"the function registered for {_type_name(cls)}", tag, f".<{tag}>", encode
+    )
 
 
 class _Walk:
@@ -393,18 +395,16 @@ def _enum(walk: _Walk, value: Any, room: int) -> object:
     return {"!enum": [_name(kind), walk.tree(value._name_, room)]}
 
 
-def _raised(what: str, kind: type, error: Exception) -> _RefusedError:
-    return _RefusedError(
-        f"{what} of {_type_name(kind)} raised {type(error).__name__}", f"see there, or {_IDENTIFY}"
-    )
+def _raised(what: str, error: Exception) -> _RefusedError:
+    return _RefusedError(f"{what} raised {type(error).__name__}", f"see there, or {_IDENTIFY}")
 
 
-def _custom(kind: type, tag: str, step: str, encode: Callable[[Any], object]) -> _Rule:
+def _custom(what: str, tag: str, step: str, encode: Callable[[Any], object]) -> _Rule:
     def rule(walk: _Walk, value: Any, room: int) -> object:
         try:
             result = encode(value)
         except Exception as error:
-            raise _raised("its encoding", kind, error) from error
+            raise _raised(what, error) from error
         return {"!custom": [tag, *walk.trees([result], lambda _: step, value, room)]}
 
     return rule
@@ -414,8 +414,8 @@ def _custom(kind: type, tag: str, step: str, encode: Callable[[Any], object]) ->
 def _rule_of(kind: type) -> _Rule:
     """The rule of a class that has none in `_RULES`, found by what the class defines."""
     if _static(kind, "__fingerprint__") is not None:
-        call = methodcaller("__fingerprint__")
-        return _custom(kind, _name(kind), ".__fingerprint__()", call)
+        what, call = f"__fingerprint__ of {_type_name(kind)}", methodcaller("__fingerprint__")
+        return _custom(what, _name(kind), ".__fingerprint__()", call)
     if _is_numpy(kind):
         return _array if kind.__name__ == "ndarray" else _numpy_scalar
     if issubclass(kind, Enum):
@@ -453,7 +453,7 @@ def _object(kind: Any) -> _Rule:
             fields = read(value) if read else {name: getattr(value, name) for name in names}
             state = [*getattr(value, "__dict__", ()), *(s for s in slots if hasattr(value, s))]
         except Exception as error:
-            raise _raised("a field", kind, error) from error
+            raise _raised(f"a field of {_type_name(kind)}", error) from error
         hidden = [name for name in state if name not in compared and name not in fields]
         if hidden := [name for name in hidden if not _is_cache(kind, name)]:
             raise _unsupported(kind, f", which has more than its fields ({', '.join(hidden[:3])})")
