@@ -9,7 +9,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import islice
+from itertools import chain, islice
 
 from filelock import FileLock, Timeout
 
@@ -58,14 +58,7 @@ class LocalFilesystem(Filesystem):
         return found and self._spelled(key)
 
     def write(self, key: str, parts: Sequence[Data]) -> None:
-        upload = self.open_write(key)
-        try:
-            for part in parts:
-                upload.write(part)
-            upload.commit()
-        except BaseException:
-            upload.discard()
-            raise
+        self._write(_LocalUpload(self, key), parts)
 
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
         folder = key.partition("/")[0]
@@ -80,7 +73,7 @@ class LocalFilesystem(Filesystem):
                 # Whoever made the folder may not have synced its entry yet.
                 self._make_folder(folder)
                 self._sync_folder(self.root)
-            self.write(key, [data])
+            self._write(_LocalUpload(self, key, locked=True), [data])
             return True
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
@@ -106,13 +99,13 @@ class LocalFilesystem(Filesystem):
             yield page
 
     def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
-        for name in _subfolders(self.root):
-            yield name, _files(os.path.join(self.root, name))
-        retired = os.path.join(self.root, ".tmp")
-        for name in _subfolders(retired):
-            folder = name.partition("~")[0]
-            if not os.path.isdir(os.path.join(self.root, folder)):
-                yield folder, _files(os.path.join(retired, name))
+        retired: dict[str, list[str]] = {}
+        for name in _subfolders(os.path.join(self.root, ".tmp")):
+            retired.setdefault(name.partition("~")[0], []).append(f".tmp/{name}")
+        for folder in _subfolders(self.root):
+            yield folder, self._names([folder, *retired.pop(folder, ())])
+        for folder, paths in retired.items():
+            yield folder, self._names(paths)
 
     def open_read(self, key: str) -> Source:
         return self._open(key)
@@ -129,7 +122,8 @@ class LocalFilesystem(Filesystem):
         _refuse_link(path)
         with self._lock(folder):
             try:
-                names = os.listdir(path)
+                with os.scandir(path) as entries:
+                    kept = any(not _is_ours(entry, record) for entry in entries)
             except FileNotFoundError:
                 return
             if not self._spelled(folder):
@@ -137,17 +131,17 @@ class LocalFilesystem(Filesystem):
                     f"{decode_name(folder)!r} is another workflow's name but for upper and lower "
                     "case, which this disk does not tell apart: use its exact name"
                 )
-            if all(name == record or parse_file_name(name) for name in names):
-                self._make_folder(".tmp")
-                os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
-            else:
+            if kept:
                 with suppress(FileNotFoundError):
                     os.unlink(os.path.join(path, record))
                 self._sync_folder(path)
+            else:
+                self._make_folder(".tmp")
+                os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
             self._sync_folder(self.root)
 
     def leftovers(self, folder: str) -> Iterator[list[str]]:
-        """Files of folders that were renamed away, and temporary files whose writer is dead."""
+        """Files of folders that were renamed away. Temporary files of dead writers are removed."""
         tmp = os.path.join(self.root, ".tmp")
         try:
             names = [name for name in os.listdir(tmp) if name.startswith(f"{folder}~")]
@@ -160,8 +154,20 @@ class LocalFilesystem(Filesystem):
                     yield [f".tmp/{name}/{file}" for file in page]
                 with suppress(OSError):
                     os.rmdir(path)
-            elif not _in_use(path):
-                yield [f".tmp/{name}"]
+            else:
+                _sweep(path)
+
+    def _names(self, folders: Sequence[str]) -> Iterator[str]:
+        return chain.from_iterable(_files(os.path.join(self.root, path)) for path in folders)
+
+    def _write(self, upload: _LocalUpload, parts: Sequence[Data]) -> None:
+        try:
+            for part in parts:
+                upload.write(part)
+            upload.commit()
+        except BaseException:
+            upload.discard()
+            raise
 
     def _path(self, key: str) -> str:
         folder, _, name = key.rpartition("/")
@@ -170,14 +176,14 @@ class LocalFilesystem(Filesystem):
         return os.path.join(path, name)
 
     def _open(self, key: str) -> io.FileIO:
-        file = io.FileIO(os.open(self._path(key), _READ))
+        descriptor = os.open(self._path(key), _READ)
         try:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError("not a regular file: move it away")
+            return io.FileIO(descriptor)
         except BaseException:
-            file.close()
+            os.close(descriptor)
             raise
-        return file
 
     @contextmanager
     def _lock(self, folder: str) -> Iterator[None]:
@@ -220,13 +226,14 @@ class LocalFilesystem(Filesystem):
             finally:
                 os.close(descriptor)
 
-    def publish(self, temporary: str, key: str) -> None:
+    def publish(self, temporary: str, key: str, *, locked: bool) -> None:
         """Moves a complete temporary file to its key."""
         folder = key.partition("/")[0]
-        with self._lock(folder) if self._folds_case() else nullcontext():
+        folds = self._folds_case()
+        with self._lock(folder) if folds and not locked else nullcontext():
             for attempt in range(_TRIES):
                 path = self._path(key)
-                if self._folds_case() and os.path.lexists(path) and not self._spelled(key):
+                if folds and os.path.lexists(path) and not self._spelled(key):
                     raise InvalidNameError(
                         f"the file {key} would replace one whose name differs only in upper and "
                         "lower case, which this disk does not tell apart: choose another name"
@@ -245,25 +252,26 @@ class LocalFilesystem(Filesystem):
         self._sync_folder(os.path.dirname(path))
 
     def _folds_case(self) -> bool:
+        """Whether this disk takes upper and lower case for the same, given that there is `.tmp`."""
         if self._folds is None:
-            self._make_folder(".tmp")
             self._folds = os.path.isdir(os.path.join(self.root, ".TMP"))
         return self._folds
 
     def _spelled(self, key: str) -> bool:
         """Whether an existing file or folder has exactly this name, not one that folds to it."""
-        if not self._folds_case():
-            return True
         folder, _, name = key.rpartition("/")
-        return name in os.listdir(os.path.join(self.root, folder))
+        path = os.path.join(self.root, folder)
+        # Where the other case is not found, the disk does not fold it: no need to list the folder.
+        return not os.path.lexists(os.path.join(path, name.swapcase())) or name in os.listdir(path)
 
 
 class _LocalUpload:
     """A temporary file on the same disk. Its lock tells `leftovers` that its writer lives."""
 
-    def __init__(self, filesystem: LocalFilesystem, key: str) -> None:
+    def __init__(self, filesystem: LocalFilesystem, key: str, *, locked: bool = False) -> None:
         self._filesystem = filesystem
         self._key = key
+        self._locked = locked
         self._folder = key.partition("/")[0]
         while True:
             self._path, self._descriptor = self._create()
@@ -294,7 +302,7 @@ class _LocalUpload:
             os.fsync(self._descriptor)
         if sys.platform == "win32":
             self._close()
-        self._filesystem.publish(self._path, self._key)
+        self._filesystem.publish(self._path, self._key, locked=self._locked)
         self._close()
 
     def discard(self) -> None:
@@ -334,17 +342,20 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
         yield from entries
 
 
-def _in_use(path: str) -> bool:
-    if sys.platform == "win32":
-        return False
-    try:
+def _is_ours(entry: os.DirEntry[str], record: str) -> bool:
+    return entry.is_file(follow_symlinks=False) and (
+        entry.name == record or parse_file_name(entry.name) is not None
+    )
+
+
+def _sweep(path: str) -> None:
+    """Removes a temporary file unless its writer lives."""
+    with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | _NOFOLLOW)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        try:
+            if sys.platform != "win32":
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Under the lock, or a writer that has just made the file would lose it.
+            os.unlink(path)
+        finally:
+            os.close(descriptor)
