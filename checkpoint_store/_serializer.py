@@ -28,7 +28,8 @@ class Serializer:
         self._implementation = implementation
         kind = type(implementation)
         name = getattr(implementation, "__name__", None)
-        self.name: str = name or f"{kind.__module__}.{kind.__qualname__}"
+        given = isinstance(name, str) and name
+        self.name: str = given or f"{kind.__module__}.{kind.__qualname__}"
 
     def dumps(self, value: object, subject: object) -> tuple[Data, bool]:
         """The bytes of `value`, and whether the serializer made text of it."""

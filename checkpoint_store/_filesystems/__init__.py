@@ -17,6 +17,8 @@ MAX_PREFIX_BYTES = 512
 
 # One letter before a colon is a Windows drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+# A secret may hold a slash; what follows a host's colon is otherwise a port.
+_USERINFO = re.compile(r"[^/]*@|[^/]*:(?!\d*(/|\Z)).*@", re.DOTALL)
 # They would answer from copies that nobody keeps up to date.
 _CACHING = {"blockcache", "cached", "filecache", "simplecache"}
 
@@ -29,21 +31,19 @@ def connect(
     max_concurrency: int = 32,
 ) -> Filesystem:
     """The filesystem at `url`, without any input or output yet."""
-    text = os.fspath(url)
+    text = os.fspath(url) if isinstance(url, os.PathLike) else url
     if not isinstance(text, str):
-        raise InvalidURLError(f"a URL must be a str or a path, not {type(url).__name__}")
+        raise InvalidURLError(f"a URL must be a str or a path, not a {type(url).__name__}")
     options = dict(storage_options or {})
     scheme, rest = _split(text)
     if scheme in ("file", "local"):
         return _local(rest, options, durable=durable)
 
-    # Whatever it is, it might be a secret: the URL is not repeated in this one message.
-    if "@" in rest.partition("/")[0]:
-        _refuse(f"{scheme}://…", "holds a user name or password: give them in storage_options")
     path = rest.rstrip("/")
+    parts = path.split("/")
     if re.search(r"[?#\x00-\x1f\x7f]", path):
         _refuse(text, "holds '?', '#' or a control character: leave them out")
-    if any(part in ("", ".", "..") for part in path.split("/")[1:]):
+    if ("" in parts[1:] and parts[0]) or {".", ".."} & set(parts):
         _refuse(text, "holds an empty, '.' or '..' segment, which storage takes literally")
     if scheme == "memory":
         from .memory import MemoryFilesystem
@@ -67,12 +67,19 @@ def _split(text: str) -> tuple[str, str]:
         _refuse(text, "is empty or holds a NUL: name a folder or a URL")
     match = _SCHEME.match(text)
     if match is None:
-        return "file", os.path.abspath(os.path.expanduser(text))
+        if "://" in text:
+            _refuse(text, "is neither a path nor a URL: correct what stands before '://'")
+        try:
+            return "file", os.path.abspath(os.path.expanduser(text))
+        except (OSError, ValueError):
+            _refuse(text, "leads to no folder: give an absolute path")
     scheme, rest = match[1].lower(), text[match.end() :]
-    if not rest.startswith("//"):
-        _refuse(text, f"is neither a path nor a URL: write {scheme}://… or ./{text}")
     if "::" in text:
         _refuse(text, "chains filesystems with '::': give the URL of the last one alone")
+    if not rest.startswith("//"):
+        _refuse(text, f"is neither a path nor a URL: write {scheme}://… or begin a path with ./")
+    if _USERINFO.match(rest[2:]):
+        _refuse(text, "holds a user name or password: give them in storage_options")
     return scheme, rest[2:]
 
 
@@ -81,7 +88,7 @@ def _local(path: str, options: Mapping[str, Any], *, durable: bool) -> Filesyste
 
     _refuse_options(path, options)
     if not os.path.isabs(path):
-        _refuse(f"file://{path}", f"is not absolute: write file:///{path}, or {path!r} alone")
+        _refuse(f"file://{path}", "is not absolute: write file:///…, or the path alone")
     return LocalFilesystem(os.path.normpath(path), durable=durable)
 
 
@@ -99,9 +106,12 @@ def _generic(
     except ValueError:
         _refuse(text, f"has a protocol that fsspec does not know: {scheme}")
     url = f"{scheme}://{rest}"
-    # What the URL itself says of the server, such as its host.
-    options = {**implementation._get_kwargs_from_urls(url), **options}
-    path = implementation._strip_protocol(url).rstrip("/")
+    try:
+        # What the URL itself says of the server, such as its host.
+        options = {**implementation._get_kwargs_from_urls(url), **options}
+        path = str(implementation._strip_protocol(url)).rstrip("/")
+    except Exception:  # noqa: BLE001
+        _refuse(text, f"is not what fsspec expects of a URL with {scheme}: correct it")
     return GenericFilesystem(scheme, path, options, max_concurrency=max_concurrency)
 
 
@@ -111,4 +121,7 @@ def _refuse_options(text: str, options: Mapping[str, Any]) -> None:
 
 
 def _refuse(text: str, why: str) -> NoReturn:
-    raise InvalidURLError(f"{text!r} {why}")
+    # What stands before an @ or behind a ? might be a secret.
+    _, at, behind = text.rpartition("@")
+    shown = (f"…@{behind}" if at else behind).partition("?")[0]
+    raise InvalidURLError(f"{shown!r} {why}") from None
