@@ -70,7 +70,7 @@ class Run:
 
     def write(self, task: str, data: Data) -> None:
         """Stores bytes as the checkpoint of a task, replacing what it had. All or nothing."""
-        self._write(self._header(task), data)
+        self._write(self._header(task), _flat(data))
 
     def load(self, task: str) -> Any:
         """The object that was dumped. Another serializer than that of the store is an error."""
@@ -131,7 +131,7 @@ class Run:
         It is not one transaction: all are tried, and `StorageError` then names in `failures` those
         that were not written.
         """
-        self._write_many([(self._header(task), data) for task, data in payloads.items()])
+        self._write_many([(self._header(task), _flat(data)) for task, data in payloads.items()])
 
     def dump_many(self, values: Mapping[str, Any]) -> None:
         """Stores several objects as `write_many` does, or none of them if one cannot be dumped."""
@@ -190,7 +190,7 @@ class Run:
         return {task: result for task, result in zip(wanted, found, strict=True) if result}
 
     def _write(self, header: Header, data: Data) -> None:
-        parts = encode_frame(header, memoryview(data).cast("B"))
+        parts = encode_frame(header, data)
         with storage_errors(header):
             self._filesystem.write(self._key(header), parts)
 
@@ -225,7 +225,12 @@ class Run:
     def _dumped(self, task: str, value: object) -> tuple[Header, Data]:
         header = self._header(task)
         payload, text = self._serializer.dumps(value, header)
-        return replace(header, serializer=self._serializer.name, text=text), payload
+        return replace(header, serializer=self._serializer.name, text=text), _flat(payload)
+
+
+def _flat(data: Data) -> memoryview:
+    """The bytes of any buffer, not copied; what is none is a `TypeError` before anything else."""
+    return memoryview(data).cast("B")
 
 
 def _unless_missing(function: Callable[[T], R]) -> Callable[[T], R | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,14 @@ class Stored(NamedTuple):
 
     data: bytes
     etag: str = ""
+
+
+def write_all(descriptor: int, data: Data) -> None:
+    """Writes to an open file, however much of it the system takes at a time."""
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += os.write(descriptor, view[written:])
 
 
 @lru_cache(maxsize=32)

@@ -13,7 +13,7 @@ import fsspec
 import fsspec.asyn
 
 from .._frame import Data, Source, Upload
-from .base import PAGE, SMALL_BYTES, Filesystem, Stored
+from .base import PAGE, SMALL_BYTES, Filesystem, Stored, write_all
 
 if hasattr(os, "register_at_fork"):
     # A lock held by another thread at the time of the fork would stay locked in the child.
@@ -141,23 +141,28 @@ class GenericFilesystem(Filesystem):
 
 
 class _SpooledUpload:
-    """Collects a stream in a local temporary file, because few filesystems can discard one."""
+    """Collects a stream in a local temporary file, because few filesystems can discard one.
+
+    The file is neither buffered nor deleted by itself: a forked child that drops it would do both.
+    """
 
     def __init__(self, filesystem: GenericFilesystem, key: str) -> None:
         self._filesystem = filesystem
         self._key = key
-        self._file = tempfile.NamedTemporaryFile(prefix="checkpoint-")  # noqa: SIM115
+        self._descriptor, self._path = tempfile.mkstemp(prefix="checkpoint-")
 
     def write(self, data: Data) -> None:
-        self._file.write(data)
+        write_all(self._descriptor, data)
 
     def commit(self) -> None:
-        self._file.flush()
-        self._filesystem.put(self._file.name, self._key)
-        self._file.close()
+        self._filesystem.put(self._path, self._key)
+        self.discard()
 
     def discard(self) -> None:
-        self._file.close()
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+            os.unlink(self._path)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

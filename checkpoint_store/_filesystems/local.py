@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from .._frame import Data, Source, Upload
 from .._names import decode_name, parse_file_name
 from ..errors import ContentionError, InvalidNameError
-from .base import PAGE, SMALL_BYTES, Filesystem, Stored
+from .base import PAGE, SMALL_BYTES, Filesystem, Stored, write_all
 
 if sys.platform != "win32":
     import fcntl
@@ -292,10 +292,7 @@ class _LocalUpload:
             return path, os.open(path, _CREATE, 0o666)
 
     def write(self, data: Data) -> None:
-        with memoryview(data) as view:
-            written = 0
-            while written < len(view):
-                written += os.write(self._descriptor, view[written:])
+        write_all(self._descriptor, data)
 
     def commit(self) -> None:
         if self._filesystem.durable:

@@ -1,0 +1,317 @@
+"""The kinds of storage that the contract is tested on.
+
+Each `Backend` makes stores of one kind and looks at what they stored by another way than the code
+under test: `pathlib`, the dict inside fsspec's memory filesystem, or boto3.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import boto3
+import fsspec
+import pytest
+from botocore.config import Config
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from checkpoint_store import CheckpointStore
+
+KINDS = ("memory", "local", "moto", "ministack", "generic")
+RECORD = ".fingerprint"
+
+SIBLINGS = {
+    "wf1": "wf1",
+    "wf-1": "wf-1",
+    "wf.": "wf%2E",
+    "WF": "WF",
+    "wf/t": "wf%2Ft",
+    "wf%2Ft": "wf%252Ft",
+    "wf*": "wf%2A",
+    "wf@x": "wf%40x",
+    "w": "w",
+}
+"""Workflows beside `wf` that a careless prefix, glob or encoding would take for it, with the folder
+of each."""
+
+_numbers = itertools.count()
+
+
+class PlainFileSystem(LocalFileSystem):
+    """An fsspec filesystem that this library has never heard of. It makes no parent folders."""
+
+    protocol = "plain"
+
+
+fsspec.register_implementation("plain", PlainFileSystem, clobber=True)
+
+
+class Backend(ABC):
+    """One root, `url`, in a storage where there is something else too."""
+
+    kind: ClassVar[str]
+    conditional_writes: ClassVar[bool | None]
+    storage_options: Mapping[str, Any] | None = None
+    folds_case = False
+    url: str
+
+    def store(self, **options: Any) -> CheckpointStore:
+        return CheckpointStore(self.url, storage_options=self.storage_options, **options)
+
+    def files(self) -> dict[str, bytes]:
+        """Everything under the root by its key there; of local files not the locks, which stay."""
+        return {
+            key.removeprefix(self.inside): data
+            for key, data in self.everything().items()
+            if key.startswith(self.inside) and not key.startswith(f"{self.inside}.locks/")
+        }
+
+    def outside(self) -> dict[str, bytes]:
+        """Everything in this storage that is not under the root."""
+        everything = self.everything()
+        return {key: data for key, data in everything.items() if not key.startswith(self.inside)}
+
+    def distinct(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that can exist beside each other."""
+        by_file = {name.casefold() if self.folds_case else name: name for name in names}
+        return list(by_file.values())
+
+    def unfinished_uploads(self) -> list[str]:
+        """Parts that were uploaded and belong to no file."""
+        return []
+
+    @property
+    @abstractmethod
+    def inside(self) -> str:
+        """What the keys under the root begin with in `everything`."""
+
+    @abstractmethod
+    def everything(self) -> dict[str, bytes]:
+        """All files of the storage, also beside the root."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Makes or replaces the file at `key` under the root."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Removes the file at `key` under the root, which must exist."""
+
+
+class _OnDisk(Backend):
+    inside = "root/"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "root"
+        (folder / "root1").mkdir()
+        (folder / "root1" / "beside").write_bytes(b"beside")
+
+    def everything(self) -> dict[str, bytes]:
+        return {
+            (Path(folder) / name).relative_to(self.folder).as_posix(): (
+                Path(folder) / name
+            ).read_bytes()
+            for folder, _, names in os.walk(self.folder)
+            for name in names
+        }
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def remove(self, key: str) -> None:
+        (self.root / key).unlink()
+
+
+class LocalBackend(_OnDisk):
+    kind = "local"
+    conditional_writes = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.url = str(self.root)
+        (folder / "case").touch()
+        self.folds_case = (folder / "CASE").exists()
+        (folder / "case").unlink()
+
+
+class GenericBackend(_OnDisk):
+    kind = "generic"
+    conditional_writes = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.url = f"plain://{self.root.as_posix()}"
+
+
+class MemoryBackend(Backend):
+    kind = "memory"
+    conditional_writes = True
+
+    def __init__(self) -> None:
+        self.area = f"/contract-{os.getpid()}-{next(_numbers)}/"
+        self.url = f"memory:/{self.area}root"
+        MemoryFileSystem().pipe_file(f"{self.area}root1/beside", b"beside")
+
+    @property
+    def inside(self) -> str:
+        return f"{self.area}root/"
+
+    def everything(self) -> dict[str, bytes]:
+        files = tuple(MemoryFileSystem.store.items())
+        return {path: file.getvalue() for path, file in files if path.startswith(self.area)}
+
+    def put(self, key: str, data: bytes) -> None:
+        MemoryFileSystem().pipe_file(self.inside + key, data)
+
+    def remove(self, key: str) -> None:
+        del MemoryFileSystem.store[self.inside + key]
+
+    def forget(self) -> None:
+        for path in [path for path in MemoryFileSystem.store if path.startswith(self.area)]:
+            del MemoryFileSystem.store[path]
+
+
+class S3Backend(Backend):
+    """A bucket of its own on a server at `endpoint`."""
+
+    conditional_writes = True
+    inside = "some/root/"
+
+    def __init__(self, endpoint: str, *, through: str | None = None) -> None:
+        """The store goes `through` another endpoint, the helpers always to `endpoint`."""
+        self.storage_options = {
+            "key": "contract-key",
+            "secret": "contract-secret",
+            "endpoint_url": through or endpoint,
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+        self.client = s3_client(endpoint)
+        self.bucket = f"contract-{os.getpid()}-{next(_numbers)}"
+        self.client.create_bucket(Bucket=self.bucket)
+        self.client.put_object(Bucket=self.bucket, Key="some/root1/beside", Body=b"beside")
+        self.url = f"s3://{self.bucket}/some/root"
+
+    def keys(self) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+    def everything(self) -> dict[str, bytes]:
+        return {
+            key: self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            for key in self.keys()
+        }
+
+    def put(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=self.inside + key, Body=data)
+
+    def remove(self, key: str) -> None:
+        self.client.head_object(Bucket=self.bucket, Key=self.inside + key)
+        self.client.delete_object(Bucket=self.bucket, Key=self.inside + key)
+
+    def unfinished_uploads(self) -> list[str]:
+        reply = self.client.list_multipart_uploads(Bucket=self.bucket)
+        return [upload["Key"] for upload in reply.get("Uploads", ())]
+
+
+class MotoBackend(S3Backend):
+    kind = "moto"
+
+
+class MinistackBackend(S3Backend):
+    kind = "ministack"
+
+
+class Untouchable:
+    """Stands in for a filesystem where none may be asked."""
+
+    max_concurrency = 1
+
+    def close(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        def touch(*_: object) -> NoReturn:
+            raise AssertionError(f"the filesystem was asked for {name}")
+
+        return touch
+
+
+@cache
+def s3_client(endpoint: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="helper-key",
+        aws_secret_access_key="helper-secret",
+        config=Config(max_pool_connections=16, s3={"addressing_style": "path"}),
+    )
+
+
+def make_backend(kind: str, folder: Path, request: pytest.FixtureRequest) -> Backend:
+    if kind == "memory":
+        return MemoryBackend()
+    if kind == "local":
+        return LocalBackend(folder)
+    if kind == "generic":
+        return GenericBackend(folder)
+    request.getfixturevalue("no_aws_environment")
+    backends = {"moto": MotoBackend, "ministack": MinistackBackend}
+    return backends[kind](request.getfixturevalue(f"{kind}_server"))
+
+
+@pytest.fixture(params=KINDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    """Each kind of storage in turn, with nothing under its root."""
+    made = make_backend(request.param, tmp_path, request)
+    yield made
+    if isinstance(made, MemoryBackend):
+        made.forget()
+    elif isinstance(made, _OnDisk):
+        shutil.rmtree(tmp_path)
+
+
+_LONGEST = 200
+
+HOSTILE_NAMES = (
+    # What paths make of it.
+    ".", "..", "...", "./", "../", "../..", "../../..", "../wf", "../wf2/evil", "a/..", "a/../b",
+    "a/./b", "a//b", "a/b", "a/", "/", "//", "/abs", "/etc/passwd", "~", "~root", "\\", "..\\..",
+    "C:", "C:\\x", "C:/x", "\\\\host\\share", "a\\b",
+    # Dots, blanks and case.
+    ".a", "a.", ".a.", "a.b", "a..b", "..a", "-", "--help", "-rf", "_", " ", "a ", " a", "a b",
+    "Load", "load", "LOAD", "\u0130", "\u0131", "ß", "SS", "\u017f",
+    # Globs, escapes and URLs.
+    "*", "**", "?", "[12]", "[!a]", "{a,b}", "wf*", "%", "%%", "%2e%2e", "%2E%2E", "%2F", "%2f",
+    "%252F", "%00", "%zz", "100%", "#", "a#b", "?versionId=x", "a?versionId=null", "&", "a&b=c",
+    "=", "+", "a+b", ";", ",", "!", "$HOME", "$(id)", "`id`", "'", '"', "<", ">", "|", "::",
+    "s3://", "s3://bucket/key", "memory://x", "file:///etc/passwd", "simplecache::x", "a:b",
+    # Control characters, and those that look like none.
+    "\0", "a\0b", "\n", "a\nb", "\r\n", "\t", "\x1b[2J", "\x7f", "\x85", "\u2028", "\u202egpj.exe",
+    "\u200b", "\ufeff", "\u00a0", "é", "e\u0301", "\u03a9", "\u2126", "\ufb01", "日本語",
+    "😀", "👨\u200d👩\u200d👧", "\ud800", "\udfff", "\ud800a", "\ufffd", "\uffff", "\U0010ffff",
+    "\ud83d\ude00", "a\ud83d\ude00b",
+    # What this library and others call their own files.
+    ".fingerprint", "fingerprint", "wf/.fingerprint", ".tmp", ".locks", ".tmp/x", "tmp~0123",
+    "t@0123456789abcdef", "t@", "@", "@0123456789abcdef", "a@b@c", "wf.lock", "CON", "con.txt",
+    "NUL", "aux", "COM1", "LPT1", "Thumbs.db", ".DS_Store", ".git", "lost+found", "desktop.ini",
+    # As long as they may be.
+    "a" * _LONGEST, "." + "a" * (_LONGEST - 4) + "b", "日" * 22, "/" * 66, "😀" * 16,
+)  # fmt: skip
+"""Names that are allowed, every one, and must end up in a file each, inside the root."""
+
+TOO_LONG_NAMES = (
+    "a" * (_LONGEST + 1), "a" * 255, "a" * 256, "a" * 1024, "a" * 4096, "日" * 23, "/" * 67,
+    "." * (_LONGEST - 3), "\ud800" * 23,
+)  # fmt: skip
+UNUSABLE_NAMES = ("", None, 1, b"bytes", Path("path"), ["list"], object())

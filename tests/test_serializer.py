@@ -1,0 +1,273 @@
+"""Serializers: chosen by the caller, named in the file, and never by the file."""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import pickle
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint_store import CheckpointStore, SerializationError, resume
+from checkpoint_store._frame import Header
+from checkpoint_store._serializer import Serializer
+
+SUBJECT = Header("orders", "total", "0" * 16)
+VALUE = {"total": 42, "rows": [1, 2.5, None, True, "é"]}
+
+
+class Upper:
+    """A serializer as an object with a state of its own, which makes text."""
+
+    def __init__(self, prefix: str = "U") -> None:
+        self.prefix = prefix
+
+    def dumps(self, value: Any) -> str:
+        return self.prefix + json.dumps(value)
+
+    def loads(self, data: str) -> Any:
+        assert type(data) is str
+        return json.loads(data.removeprefix(self.prefix))
+
+
+class Making:
+    """Makes whatever it is told to."""
+
+    def __init__(self, made: object = None, error: BaseException | None = None) -> None:
+        self.made = made
+        self.error = error
+
+    def dumps(self, _: object) -> Any:
+        if self.error:
+            raise self.error
+        return self.made
+
+    loads = dumps
+
+
+class Canary:
+    """Leaves a file behind wherever it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, int]]:
+        return os.open, (self.path, os.O_CREAT | os.O_WRONLY)
+
+
+def header_of(serializer: Serializer, *, text: bool) -> Header:
+    return Header("orders", "total", "0" * 16, serializer=serializer.name, text=text)
+
+
+def round_trip(serializer: Serializer, value: object) -> Any:
+    payload, text = serializer.dumps(value, SUBJECT)
+    return serializer.loads(header_of(serializer, text=text), bytes(payload))
+
+
+@pytest.mark.parametrize("implementation", [json, pickle, marshal, Upper(), Upper("x")])
+def test_what_is_dumped_is_loaded(implementation: Any) -> None:
+    assert round_trip(Serializer(implementation), VALUE) == VALUE
+
+
+@pytest.mark.parametrize("implementation", ["cloudpickle", "orjson"])
+def test_the_usual_packages_fit(implementation: str) -> None:
+    module = pytest.importorskip(implementation)
+    assert round_trip(Serializer(module), VALUE) == VALUE
+
+
+@pytest.mark.parametrize(
+    ("made", "payload", "text"),
+    [
+        ("é", "é".encode(), True),
+        ("", b"", True),
+        (b"\xff", b"\xff", False),
+        (bytearray(b"x"), b"x", False),
+        (memoryview(b"x"), b"x", False),
+    ],
+)
+def test_a_serializer_makes_text_or_bytes(made: object, payload: bytes, text: bool) -> None:  # noqa: FBT001
+    dumped, is_text = Serializer(Making(made)).dumps(None, SUBJECT)
+    assert (payload, text) == (bytes(dumped), is_text)
+
+
+@pytest.mark.parametrize("made", [None, 5, ["x"], {"x": 1}, object()])
+def test_anything_else_that_a_serializer_makes_is_an_error(made: object) -> None:
+    with pytest.raises(SerializationError, match=f"'total'.*made a {type(made).__name__}"):
+        Serializer(Making(made)).dumps(None, SUBJECT)
+
+
+@pytest.mark.parametrize("made", ["\ud800", "a\udcffb"])
+def test_text_that_has_no_utf_8_is_an_error(made: str) -> None:
+    with pytest.raises(SerializationError, match="cannot dump") as caught:
+        Serializer(Making(made)).dumps(None, SUBJECT)
+    assert isinstance(caught.value.__cause__, UnicodeEncodeError)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad"), RecursionError("deep"), MemoryError(), KeyError("x"), OSError(5)]
+)
+def test_a_failure_of_the_serializer_is_the_cause_and_the_task_is_named(error: Exception) -> None:
+    serializer = Serializer(Making(error=error))
+    with pytest.raises(SerializationError, match=r"'total'.*cannot dump") as dumping:
+        serializer.dumps(VALUE, SUBJECT)
+    with pytest.raises(SerializationError, match=r"'total'.*cannot load") as loading:
+        serializer.loads(header_of(serializer, text=False), b"x")
+    assert (error, error) == (dumping.value.__cause__, loading.value.__cause__)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()])
+def test_what_ends_the_program_passes_through_a_serializer(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        Serializer(Making(error=error)).dumps(VALUE, SUBJECT)
+
+
+def test_a_value_that_json_does_not_know_is_an_error_that_names_the_task() -> None:
+    with pytest.raises(SerializationError, match=r"'total'.*json cannot dump") as caught:
+        Serializer(json).dumps({"x": object()}, SUBJECT)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b"\xff", b"nothing", b"[" * 100_000])
+def test_bytes_that_json_does_not_know_are_an_error_that_names_the_task(payload: bytes) -> None:
+    serializer = Serializer(json)
+    for text in (True, False):
+        with pytest.raises(SerializationError, match=r"'total'.*json cannot load"):
+            serializer.loads(header_of(serializer, text=text), payload)
+
+
+@pytest.mark.parametrize("name", ["pickle", "orjson", "Json", "json ", "", "os", "builtins.eval"])
+def test_a_file_of_another_serializer_is_refused_and_its_bytes_are_not_looked_at(name: str) -> None:
+    def never(_: object) -> object:
+        pytest.fail("it was loaded")
+
+    mine = types.SimpleNamespace(__name__="json", dumps=json.dumps, loads=never)
+    header = Header("orders", "total", "0" * 16, serializer=name)
+    with pytest.raises(SerializationError, match="open a store with that serializer"):
+        Serializer(mine).loads(header, b"{}")
+
+
+def test_a_checkpoint_written_as_bytes_is_read_and_not_loaded() -> None:
+    with pytest.raises(SerializationError, match="read it instead"):
+        Serializer(json).loads(SUBJECT, b"{}")
+
+
+def test_a_pickle_in_the_place_of_json_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "canary"
+    url = "memory://serializer-canary"
+    trusting = CheckpointStore(url, serializer=pickle)
+    run = resume(trusting, "orders", fingerprint="v1", on_input_change="reset")
+    run.dump("total", Canary(str(path)))
+    mine = CheckpointStore(url).run("orders")
+    with pytest.raises(SerializationError, match="pickle"):
+        mine.load("total")
+    with pytest.raises(SerializationError, match="pickle"):
+        mine.load_many()
+    assert not path.exists()
+    assert b"canary" in mine.read("total")
+    descriptor = run.load("total")
+    assert path.exists()
+    os.close(descriptor)
+
+
+def test_a_store_gives_back_what_its_serializer_makes_of_it() -> None:
+    for number, implementation in enumerate((json, pickle, Upper())):
+        store = CheckpointStore(f"memory://serializer-{number}", serializer=implementation)
+        run = resume(store, "orders", fingerprint="v1", on_input_change="reset")
+        assert run.dump("total", VALUE) is VALUE
+        assert run.load("total") == VALUE
+        assert run.load_many() == {"total": VALUE}
+        run.dump_many({"none": None, "empty": ""})
+        assert run.load_many(["empty", "none", "missing"]) == {"empty": "", "none": None}
+
+
+def test_nothing_is_stored_when_one_of_many_cannot_be_dumped() -> None:
+    store = CheckpointStore("memory://serializer-many")
+    run = resume(store, "orders", fingerprint="v1", on_input_change="reset")
+    with pytest.raises(SerializationError, match="'bad'"):
+        run.dump_many({"good": 1, "bad": object()})
+    with pytest.raises(SerializationError, match="'bad'"):
+        run.dump("bad", object())
+    assert run.tasks() == set()
+
+
+# What is a serializer
+
+
+class WithoutLoads:
+    def dumps(self, value: object) -> str:
+        return str(value)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "missing"),
+    [
+        (None, "dumps"),
+        ("json", "dumps"),
+        (object(), "dumps"),
+        (json.dumps, "dumps"),
+        (WithoutLoads(), "loads"),
+        (types.SimpleNamespace(dumps="x", loads="y"), "dumps"),
+    ],
+)
+def test_what_has_no_dumps_and_loads_is_refused_when_the_store_is_made(
+    implementation: object, missing: str
+) -> None:
+    with pytest.raises(TypeError, match=f"has no {missing}"):
+        CheckpointStore("memory://x", serializer=implementation)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "name"),
+    [
+        (json, "json"),
+        (pickle, "pickle"),
+        (Upper(), f"{__name__}.Upper"),
+        (types.SimpleNamespace(dumps=repr, loads=eval), "types.SimpleNamespace"),
+    ],
+)
+def test_a_serializer_is_known_by_the_name_of_its_module_or_class(
+    implementation: object, name: str
+) -> None:
+    assert name == Serializer(implementation).name
+
+
+@pytest.mark.parametrize("name", [5, None, b"json", ["json"], ""])
+def test_a_serializer_with_an_odd_name_still_has_a_text_for_it(name: object) -> None:
+    odd = types.SimpleNamespace(__name__=name, dumps=json.dumps, loads=json.loads)
+    serializer = Serializer(odd)
+    assert type(serializer.name) is str
+    assert serializer.name
+    run = resume(
+        CheckpointStore("memory://odd", serializer=odd),
+        "orders",
+        fingerprint="v1",
+        on_input_change="reset",
+    )
+    run.dump("total", VALUE)
+    assert run.load("total") == VALUE
+
+
+def test_a_serializer_with_an_endless_name_writes_nothing_that_it_cannot_read() -> None:
+    odd = types.SimpleNamespace(__name__="x" * 20_000, dumps=json.dumps, loads=json.loads)
+    store = CheckpointStore("memory://endless", serializer=odd)
+    run = resume(store, "orders", fingerprint="v1", on_input_change="reset")
+    with pytest.raises((SerializationError, ValueError)):
+        run.dump("total", VALUE)
+    assert run.tasks() == set()
+
+
+# Elsewhere
+
+
+@pytest.mark.parametrize("implementation", [json, pickle, marshal, Upper("q")])
+def test_a_serializer_survives_pickling(implementation: Any) -> None:
+    arrived = pickle.loads(pickle.dumps(Serializer(implementation)))
+    assert arrived.name == Serializer(implementation).name
+    assert round_trip(arrived, VALUE) == VALUE
+    payload, text = Serializer(implementation).dumps(VALUE, SUBJECT)
+    assert arrived.loads(header_of(arrived, text=text), bytes(payload)) == VALUE

@@ -1,0 +1,361 @@
+"""From a URL to a filesystem: strictly, without input or output, and never to somewhere else."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import socket
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from checkpoint_store import CheckpointStore, InvalidURLError
+from checkpoint_store._filesystems import MAX_PREFIX_BYTES, Filesystem, connect
+from checkpoint_store._filesystems.generic import GenericFilesystem
+from checkpoint_store._filesystems.local import LocalFilesystem
+from checkpoint_store._filesystems.memory import MemoryFilesystem
+
+s3fs = pytest.importorskip("s3fs")
+
+SECRET = "canary-8f1b6d"
+
+
+def root_of(url: str | os.PathLike[str]) -> str:
+    filesystem = connect(url)
+    assert isinstance(filesystem, LocalFilesystem)
+    return filesystem.root
+
+
+# Local paths
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("/data/checkpoints", "/data/checkpoints"),
+        ("/data/checkpoints/", "/data/checkpoints"),
+        ("/data//x/./y", "/data/x/y"),
+        ("file:///data/x", "/data/x"),
+        ("FILE:///data/x", "/data/x"),
+        ("local:///data/x", "/data/x"),
+        ("file:///data/x y", "/data/x y"),
+        ("file:///data/x%20y", "/data/x%20y"),
+        ("/data/x?y#z", "/data/x?y#z"),
+        ("/data/*[1]", "/data/*[1]"),
+        ("/data/a::b", "/data/a::b"),
+        ("/data/é", "/data/é"),
+        (Path("/data/x"), "/data/x"),
+        (PurePosixPath("/data/x"), "/data/x"),
+    ],
+)
+def test_a_local_path_is_taken_literally(url: str | Path, root: str) -> None:
+    assert root == root_of(url)
+
+
+@pytest.mark.parametrize("url", ["checkpoints", "./checkpoints", "bucket/prefix", "a.b/c"])
+def test_a_relative_path_is_below_the_working_directory(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path / url) == root_of(url)
+    monkeypatch.chdir("/")
+    assert str(tmp_path / url) == root_of(tmp_path / url)
+
+
+def test_a_relative_path_stays_where_it_was_when_the_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filesystem = connect("x")
+    monkeypatch.chdir("/")
+    assert isinstance(filesystem, LocalFilesystem)
+    assert str(tmp_path / "x") == filesystem.root
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert root_of("~/checkpoints") == "/home/somebody/checkpoints"
+
+
+# Other kinds
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("memory://", ""),
+        ("memory://a", "/a"),
+        ("MEMORY://a/b/", "/a/b"),
+        ("memory://a b", "/a b"),
+        ("memory://a%2Fb", "/a%2Fb"),
+        ("memory://a*b", "/a*b"),
+    ],
+)
+def test_memory_is_a_path_in_the_files_of_this_process(url: str, path: str) -> None:
+    filesystem = connect(url)
+    assert isinstance(filesystem, MemoryFilesystem)
+    assert path == filesystem._url_path
+
+
+@pytest.mark.parametrize("scheme", ["s3", "S3", "s3a"])
+def test_s3_is_a_bucket_and_a_prefix(scheme: str) -> None:
+    filesystem: Any = connect(f"{scheme}://bucket/a/b/", {"anon": True}, max_concurrency=7)
+    assert type(filesystem).__name__ == "S3Filesystem"
+    assert (
+        filesystem._bucket,
+        filesystem._root,
+        filesystem.max_concurrency,
+    ) == ("bucket", "a/b/", 7)
+
+
+def test_the_longest_prefix_leaves_room_for_the_longest_key() -> None:
+    connect(f"s3://bucket/{'x' * MAX_PREFIX_BYTES}")
+    assert MAX_PREFIX_BYTES + 1 + 200 + 1 + 200 + 1 + 64 <= 1_024
+    for prefix in ("x" * (MAX_PREFIX_BYTES + 1), "é" * (MAX_PREFIX_BYTES // 2 + 1)):
+        with pytest.raises(InvalidURLError, match="too long"):
+            connect(f"s3://bucket/{prefix}")
+
+
+class PlainFileSystem(MemoryFileSystem):
+    protocol = "plaincanary"
+
+
+def test_any_other_protocol_of_fsspec_is_used_without_conditional_writes() -> None:
+    fsspec.register_implementation("plaincanary", PlainFileSystem, clobber=True)
+    filesystem = connect("plaincanary://x", max_concurrency=5)
+    assert isinstance(filesystem, GenericFilesystem)
+    assert filesystem.conditional_writes is False
+    # Calls of a filesystem that is not asynchronous do not gain from threads.
+    assert filesystem.max_concurrency == 1
+
+
+# Refused
+
+
+REFUSED = {
+    "": "empty",
+    "\0": "NUL",
+    "/data/\0x": "NUL",
+    "file:///a\0b": "NUL",
+    "s3:bucket/x": "neither a path nor a URL",
+    "s3:/bucket/x": "neither a path nor a URL",
+    "memory:/a": "neither a path nor a URL",
+    "file:/a": "neither a path nor a URL",
+    "memory:a": "neither a path nor a URL",
+    "localhost:9000/bucket": "neither a path nor a URL",
+    "file://tmp/x": "not absolute",
+    "file://": "not absolute",
+    "file://./x": "not absolute",
+    "file://~/x": "not absolute",
+    "file://localhost/x": "not absolute",
+    "local://x": "not absolute",
+    "s3://": "no bucket",
+    "s3:///": "no bucket",
+    "s3:///key": "no bucket",
+    "s3://bucket/a::b": "::",
+    "simplecache::s3://bucket/x": "simplecache",
+    "filecache::memory://x": "filecache",
+    "zip://x.zip::s3://bucket/x.zip": "::",
+    "memory://a::memory://b": "::",
+    "simplecache://x": "cache",
+    "filecache://x": "cache",
+    "blockcache://x": "cache",
+    "cached://x": "cache",
+    "s3://bucket/x?versionId=1": "'?'",
+    "s3://bucket?x": "'?'",
+    "s3://bucket/#x": "'#'",
+    "memory://a?b": "'?'",
+    "s3://bucket/a\nb": "control character",
+    "memory://a\x7f": "control character",
+    "s3://bucket//x": "segment",
+    "s3://bucket/./x": "segment",
+    "s3://bucket/../x": "segment",
+    "s3://bucket/a/..": "segment",
+    "s3://bucket/.": "segment",
+    "memory://a//b": "segment",
+    "memory://a/../b": "segment",
+    "memory://..": "segment",
+    "memory://.": "segment",
+    "s3://../x": "",
+    "s3://./x": "",
+    "nosuch://x": "nosuch",
+    "s3s://bucket": "s3s",
+    "s3+x://bucket": "s3",
+    # These would become folders of that name here.
+    " s3://bucket/x": "",
+    "\ts3://bucket/x": "",
+    "\ufeffs3://bucket/x": "",
+    "s_3://bucket/x": "",
+    "3s://bucket/x": "",
+    "x://bucket": "",
+    "://bucket": "",
+    "'s3://bucket'": "",
+    "url=s3://bucket": "",
+}
+
+
+@pytest.mark.parametrize(("url", "reason"), REFUSED.items(), ids=[ascii(url) for url in REFUSED])
+def test_a_doubtful_url_is_refused_with_the_reason(url: str, reason: str) -> None:
+    with pytest.raises(InvalidURLError) as caught:
+        connect(url)
+    assert reason in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("url", [b"s3://bucket", b"/data", None, 5, ["s3://bucket"], object()])
+def test_a_url_that_is_no_text_is_refused(url: Any) -> None:
+    with pytest.raises(InvalidURLError, match="a URL must be a str or a path"):
+        connect(url)
+
+
+def test_a_path_object_made_of_a_url_is_refused() -> None:
+    # Its two slashes are one by now.
+    with pytest.raises(InvalidURLError, match="neither a path nor a URL"):
+        connect(Path("s3://bucket/x"))
+
+
+@pytest.mark.parametrize("url", ["/data", "file:///data", "memory://a"])
+def test_options_that_nothing_would_look_at_are_refused(url: str) -> None:
+    with pytest.raises(InvalidURLError, match=r"takes no storage_options.*key, secret") as caught:
+        connect(url, {"secret": SECRET, "key": "x"})
+    assert SECRET not in str(caught.value)
+
+
+def test_a_missing_dependency_says_what_to_install() -> None:
+    missing = [scheme for scheme in known_implementations if not _importable(scheme)]
+    if not missing:
+        pytest.skip("every protocol of fsspec is installed")
+    with pytest.raises(ImportError, match=r"(?i)install"):
+        connect(f"{missing[0]}://host/x")
+
+
+def _importable(scheme: str) -> bool:
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError:
+        return False
+    return True
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://key:{SECRET}@bucket/x",
+        f"s3://{SECRET}@bucket",
+        f"s3://key:{SECRET}@bucket/a::b",
+        f"s3://key:{SECRET}@bucket/x?y",
+        f"s3://key:{SECRET}@/x",
+        f"s3:key:{SECRET}@bucket",
+        f"sftp://user:{SECRET}@host/x",
+        f"ftp://user:{SECRET}@host/x",
+        f"memory://user:{SECRET}@a",
+        # Half of all AWS secrets hold a slash.
+        f"s3://key:se/{SECRET}@bucket/x",
+        f"simplecache::s3://key:{SECRET}@bucket/x",
+        f"nosuch://user:{SECRET}@host",
+        f"az://container/x?sig={SECRET}",
+        f"https://host/x?token={SECRET}",
+        f"file://user:{SECRET}@host/x",
+    ],
+)
+def test_a_secret_within_a_url_is_refused_and_never_repeated(url: str) -> None:
+    with pytest.raises(InvalidURLError) as caught:
+        connect(url)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_store_never_shows_its_options() -> None:
+    options = {"key": "k", "secret": SECRET, "client_kwargs": {"aws_secret_access_key": SECRET}}
+    store = CheckpointStore("s3://bucket/x", storage_options=options)
+    assert SECRET not in f"{store!r} {store} {store._filesystem!r}"
+
+
+# Never anything else
+
+
+def test_connecting_does_no_input_or_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("/data/x", "memory://x", "s3://bucket/x"):
+        connect(url)  # Imports what it needs.
+
+    def refuse(*args: object, **_: object) -> Any:
+        raise AssertionError(f"asked for {args}")
+
+    with monkeypatch.context() as patch:
+        for name in ("mkdir", "open", "stat", "lstat", "listdir", "scandir"):
+            patch.setattr(os, name, refuse)
+        patch.setattr(builtins, "open", refuse)
+        patch.setattr(socket, "socket", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        made = [connect("/nowhere/x"), connect("memory://nowhere")]
+    made.append(connect("s3://no-such-bucket/x"))
+    assert len(made) == 3
+    assert not Path("/nowhere").exists()
+
+
+_PIECES = (
+    *("s3", "S3", "s3a", "file", "local", "memory", "sftp", "ftp", "http", "https", "github", "gs"),
+    *("az", "hdfs", "webhdfs", "smb", "zip", "tar", "git", "data", "reference", "dir", "generic"),
+    *("asynclocal", "async_wrapper", "dask", "jupyter", "hf", "simplecache", "ssh", "root"),
+    *(":", "://", "::", "/", "//", "///", "\\", ".", "..", "~", "@", "?", "#", "%", "*", "[", "]"),
+    *("[::1]", "[", ":0", ":99999", ":abc", ":-1", "user", "host", "bucket", "C:", " ", "\n", "\0"),
+    *("é", "名", "\ud800", "\u202e", "-", "_", "+", "x" * 600, "?a=b", "%00", "%zz", "{", "}", "$"),
+)
+urls = st.lists(st.sampled_from(_PIECES), max_size=7).map("".join) | st.text(
+    st.characters(exclude_categories=()), max_size=30
+)
+
+
+@settings(max_examples=3_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(urls)
+@example("ftp://host:abc/x")
+@example("ftp://host:99999/x")
+@example("ftp://[::1/x")
+@example("ftp://[x]/y")
+@example("webhdfs://host:abc/x")
+@example("github://")
+@example("github://x")
+@example("github://a:b@c/x")
+@example("data:,x")
+@example("data://x")
+@example("reference://x")
+@example("zip://x")
+@example("tar://x")
+@example("dir://x")
+@example("async_wrapper://x")
+@example("generic://x")
+@example("http://x")
+@example("s3://\ud800/x")
+@example("~\ud800")
+def test_whatever_the_url_it_is_a_filesystem_or_our_error(url: str) -> None:
+    try:
+        filesystem = connect(url)
+    except InvalidURLError as error:
+        assert str(error)  # noqa: PT017
+    except ImportError as error:
+        assert str(error)  # noqa: PT017 - a protocol whose package is not installed
+    else:
+        assert isinstance(filesystem, Filesystem)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(
+    st.sampled_from(sorted(known_implementations)),
+    st.lists(st.sampled_from(_PIECES), max_size=5).map("".join),
+)
+def test_every_protocol_of_fsspec_is_a_filesystem_or_our_error(scheme: str, rest: str) -> None:
+    try:
+        filesystem = connect(f"{scheme}://{rest}")
+    except (InvalidURLError, ImportError):
+        return
+    assert isinstance(filesystem, Filesystem)
