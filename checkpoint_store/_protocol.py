@@ -44,12 +44,11 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
     `propose` returns None to keep the record. It is asked again whenever the record turns out to
     be another than the one it was shown.
     """
-    key = _record_key(workflow_id)
-    proposed: Record | None = None
+    mine: set[str] = set()
     failure: Exception | None = None
     for attempt in range(TRIES):
         stored, found = read_version(filesystem, workflow_id)
-        if isinstance(found, Record) and proposed and found.nonce == proposed.nonce:
+        if isinstance(found, Record) and found.nonce in mine:
             return found  # It had taken effect, and only the reply was lost.
         if failure is not None:
             raise failure
@@ -58,13 +57,22 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
             assert isinstance(found, Record)
             return found
         try:
-            with storage_errors(f"the record of workflow {workflow_id!r}"):
-                swapped = filesystem.swap(key, stored, encode_record(proposed))
+            accepted = _swap(filesystem, stored, proposed, mine)
+            if accepted and filesystem.conditional_writes is None:
+                # A second change of the same version must be refused. It is another proposal: a
+                # clear in between rightly lets it pass, and what was cleared must not come back.
+                for _ in range(2):
+                    again = propose(found)
+                    if again is None or not _swap(filesystem, stored, again, mine):
+                        break
+                    proposed = again
+                else:
+                    filesystem.conditional_writes = False
         except Exception as error:  # noqa: BLE001
             failure = error
             continue
         _warn_without_conditions(filesystem)
-        if swapped:
+        if accepted:
             return proposed
         logger.debug("workflow %r: lost a race for its record (try %d)", workflow_id, attempt + 1)
         time.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))
@@ -97,11 +105,12 @@ def collect(filesystem: Filesystem, workflow_id: str, *, cleared: bool = False) 
                 continue
             record = read_record(filesystem, workflow_id)
             if record is None and not cleared:
-                return removed
+                break
             live = () if record is None else (record.token, record.base)
             delete([f"{folder}/{name}" for name, token in files if token not in live])
-        for keys in filesystem.leftovers(folder):
-            delete(keys)
+        else:
+            for keys in filesystem.leftovers(folder):
+                delete(keys)
     if failures:
         raise IncompleteClearError(
             f"workflow {workflow_id!r}: {len(failures)} files could not be deleted, such as "
@@ -130,6 +139,13 @@ def read_version(
         return stored, decode_record(stored.data, workflow_id)
     except CorruptRecordError as error:
         return stored, error
+
+
+def _swap(filesystem: Filesystem, stored: Stored | None, proposed: Record, mine: set[str]) -> bool:
+    mine.add(proposed.nonce)
+    with storage_errors(f"the record of workflow {proposed.workflow!r}"):
+        key = _record_key(proposed.workflow)
+        return filesystem.swap(key, stored, encode_record(proposed))
 
 
 def _folder(workflow_id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -166,7 +167,7 @@ def decode_record(data: bytes, workflow: str) -> Record:
             raise ValueError("its checksum does not match")
         record = Record(
             workflow=_json.string(parsed, "workflow"),
-            fingerprint=_json.optional_string(parsed, "fingerprint"),
+            fingerprint=_fingerprint(parsed),
             token=_token(parsed, "token"),
             base=None if parsed.get("base") is None else _token(parsed, "base"),
             nonce=_json.string(parsed, "nonce"),
@@ -186,8 +187,8 @@ def decode_record(data: bytes, workflow: str) -> Record:
                 "this disk does not tell upper from lower case: choose another workflow id"
             )
         raise CorruptRecordError(
-            f"the record of workflow {workflow!r} is that of {record.workflow!r}, so files were "
-            'moved: move them back, or resume with on_input_change="reset" to start over'
+            f"the record of workflow {workflow!r} is that of {reprlib.repr(record.workflow)}, so "
+            'files were moved: move them back, or resume with on_input_change="reset" to start over'
         )
     return record
 
@@ -202,6 +203,11 @@ def _checksum(fields: dict[str, object]) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _fingerprint(parsed: dict[str, object]) -> str | None:
+    fingerprint = _json.optional_string(parsed, "fingerprint")
+    return None if fingerprint is None else check_fingerprint(fingerprint)
 
 
 def _token(parsed: dict[str, object], key: str) -> str:

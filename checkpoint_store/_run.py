@@ -86,13 +86,15 @@ class Run:
         return value
 
     def delete(self, task: str) -> None:
-        """Removes a checkpoint. One that is not there is no error."""
-        headers = self._generations(task)
-        with storage_errors(headers[0]):
-            # The base first: were only the newer file gone, the older one would be found again.
-            failures = self._filesystem.delete([self._key(header) for header in reversed(headers)])
-            for reason in failures.values():
-                raise OSError(f"it could not be deleted: {reason}")
+        """Removes a checkpoint. One that is not there is no error.
+
+        A run that reuses older checkpoints removes the older one of the task, too.
+        """
+        # The older first: were only the newer one gone, the older would be found again.
+        for header in reversed(self._generations(task)):
+            with storage_errors(header):
+                for reason in self._filesystem.delete([self._key(header)]).values():
+                    raise OSError(f"it could not be deleted: {reason}")
 
     @overload
     def open(self, task: str, mode: Literal["rb"] = "rb") -> BinaryIO: ...

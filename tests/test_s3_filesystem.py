@@ -21,6 +21,7 @@ import fsspec.asyn
 import fsspec.config
 import pytest
 
+from checkpoint_store import CheckpointStore
 from checkpoint_store._filesystems import s3
 from checkpoint_store._filesystems.base import SMALL_BYTES, Stored
 from checkpoint_store._filesystems.s3 import S3Filesystem
@@ -52,6 +53,20 @@ def impatient(bucket: Bucket, proxy: Proxy) -> Iterator[S3Filesystem]:
     fs = connect(bucket, proxy.endpoint, **ONCE)
     yield fs
     fs.close()
+
+
+@pytest.fixture
+def store(bucket: Bucket, proxy: Proxy) -> Iterator[CheckpointStore]:
+    options = bucket.options(proxy.endpoint)
+    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
+        yield store
+
+
+@pytest.fixture
+def impatient_store(bucket: Bucket, proxy: Proxy) -> Iterator[CheckpointStore]:
+    options = {**bucket.options(proxy.endpoint), **ONCE}
+    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
+        yield store
 
 
 def counted(proxy: Proxy) -> list[tuple[str, int]]:
@@ -445,25 +460,24 @@ def test_a_swap_wants_what_was_read(fs: S3Filesystem, bucket: Bucket, proxy: Pro
     assert expected == counted(proxy)
 
 
-def test_the_first_conditional_write_is_repeated_once(fs: S3Filesystem, proxy: Proxy) -> None:
-    assert fs.conditional_writes is None
-    assert fs.swap("wf/a", None, b"1")
-    assert counted(proxy) == [("PUT", 200), ("PUT", 412)]
-    assert fs.conditional_writes is True
-    assert fs.swap("wf/b", None, b"1")
-    assert counted(proxy) == [("PUT", 200)]
-
-
-def test_a_first_replacement_is_repeated_once(
-    fs: S3Filesystem, bucket: Bucket, proxy: Proxy
+def test_the_first_change_of_a_record_is_tried_again_to_see_it_refused(
+    store: CheckpointStore, proxy: Proxy
 ) -> None:
-    bucket.put("root/wf/a", b"1")
-    assert fs.swap("wf/a", fs.read_small("wf/a"), b"1")
-    assert fs.conditional_writes is None
-    assert fs.swap("wf/a", fs.read_small("wf/a"), b"2")
-    assert fs.conditional_writes is True
-    expected = [("GET", 200), ("PUT", 200), ("GET", 200), ("PUT", 200), ("PUT", 412)]
-    assert expected == counted(proxy)
+    assert store.conditional_writes is None
+    assert store.run("wf").is_current()
+    assert counted(proxy) == [("GET", 404), ("PUT", 200), ("PUT", 412), ("GET", 200)]
+    assert store.conditional_writes is True
+    store.run("other")
+    assert counted(proxy) == [("GET", 404), ("PUT", 200)]
+
+
+def test_so_is_a_first_replacement(store: CheckpointStore, bucket: Bucket, proxy: Proxy) -> None:
+    direct = CheckpointStore(f"s3://{bucket.name}/root", storage_options=bucket.storage_options)
+    with direct:
+        direct.write_fingerprint("wf", "v1")
+    store.write_fingerprint("wf", "v2")
+    assert store.conditional_writes is True
+    assert counted(proxy) == [("GET", 200), ("PUT", 200), ("PUT", 412)]
 
 
 @pytest.mark.parametrize(
@@ -483,9 +497,7 @@ def test_a_refusal_is_no_error_and_shows_that_conditions_are_honoured(
     assert [("PUT", status)] == counted(proxy)
 
 
-def test_a_server_that_ignores_conditions_is_noticed(
-    fs: S3Filesystem, bucket: Bucket, proxy: Proxy
-) -> None:
+def test_a_server_that_ignores_conditions_is_noticed(store: CheckpointStore, proxy: Proxy) -> None:
     async def strip(request: Request) -> None:
         request.headers = {
             name: value
@@ -494,39 +506,44 @@ def test_a_server_that_ignores_conditions_is_noticed(
         }
 
     proxy.on_request = strip
-    assert fs.swap("wf/a", None, b"1")
-    assert fs.conditional_writes is False
-    proxy.take()
-    assert fs.swap("wf/a", None, b"2")
-    assert counted(proxy) == [("PUT", 200)]
-    assert bucket.get("root/wf/a") == b"2"
+    run = store.run("wf")
+    assert counted(proxy) == [("GET", 404), ("PUT", 200), ("PUT", 200), ("PUT", 200)]
+    assert store.conditional_writes is False
+    # The last of the three is in force.
+    assert run.is_current()
+    store.run("other")
+    assert counted(proxy) == [("GET", 200), ("GET", 404), ("PUT", 200)]
 
 
-def test_a_delete_in_between_does_not_look_like_ignored_conditions(
-    fs: S3Filesystem, bucket: Bucket, proxy: Proxy
+def test_a_clear_in_between_neither_looks_like_ignored_conditions_nor_is_undone(
+    store: CheckpointStore, bucket: Bucket, proxy: Proxy
 ) -> None:
-    async def delete_before_the_second(_: Request) -> None:
-        if len(proxy.requests) == 1:
-            bucket.client.delete_object(Bucket=bucket.name, Key="root/wf/a")
+    cleared: list[bytes] = []
 
-    proxy.on_request = delete_before_the_second
-    assert fs.swap("wf/a", None, b"1")
-    assert counted(proxy) == [("PUT", 200), ("PUT", 200), ("PUT", 412)]
-    assert fs.conditional_writes is True
+    async def clear_before_the_repetition(_: Request) -> None:
+        if len(proxy.requests) == 2:
+            cleared.append(bucket.get("root/wf/.fingerprint"))
+            bucket.client.delete_object(Bucket=bucket.name, Key="root/wf/.fingerprint")
+
+    proxy.on_request = clear_before_the_repetition
+    run = store.run("wf")
+    assert counted(proxy) == [("GET", 404), ("PUT", 200), ("PUT", 200), ("PUT", 412)]
+    assert store.conditional_writes is True
+    assert run.token not in cleared[0].decode()
+    assert run.is_current()
 
 
-def test_a_failed_repetition_leaves_it_unknown_and_the_write_done(
-    impatient: S3Filesystem, bucket: Bucket, proxy: Proxy
+def test_a_failed_repetition_leaves_it_unknown_and_the_change_done(
+    impatient_store: CheckpointStore, proxy: Proxy
 ) -> None:
-    async def fail_the_second(_: Request) -> Response | None:
-        return error(500, "InternalError") if len(proxy.requests) == 1 else None
+    async def fail_the_repetition(_: Request) -> Response | None:
+        return error(500, "InternalError") if len(proxy.requests) == 2 else None
 
-    proxy.on_request = fail_the_second
-    assert impatient.swap("wf/a", None, b"1")
-    assert impatient.conditional_writes is None
-    assert bucket.get("root/wf/a") == b"1"
-    assert impatient.swap("wf/b", None, b"1")
-    assert impatient.conditional_writes is True
+    proxy.on_request = fail_the_repetition
+    assert impatient_store.run("wf").is_current()
+    assert impatient_store.conditional_writes is None
+    impatient_store.run("other")
+    assert impatient_store.conditional_writes is True
 
 
 def test_an_applied_swap_whose_reply_is_lost_is_refused(

@@ -44,7 +44,7 @@ class Filesystem(ABC):
     """The primitives. Each raises `FileNotFoundError` for a missing key and for nothing else."""
 
     conditional_writes: bool | None
-    """Whether `swap` is atomic among all writers; None while not yet known."""
+    """Whether `swap` is atomic among all writers; None until it has refused one."""
 
     max_concurrency: int
     """How many calls at once pay off and are safe."""

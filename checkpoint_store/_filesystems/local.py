@@ -277,10 +277,14 @@ class _LocalUpload:
             self._path, self._descriptor = self._create()
             if sys.platform == "win32":  # An open file cannot be removed there.
                 break
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-            if os.fstat(self._descriptor).st_nlink:
-                break
-            os.close(self._descriptor)  # Swept before it was locked.
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+                if os.fstat(self._descriptor).st_nlink:
+                    break
+            except BaseException:
+                self.discard()
+                raise
+            self._close()  # Swept before it was locked.
 
     def _create(self) -> tuple[str, int]:
         name = _temporary_name(self._folder)

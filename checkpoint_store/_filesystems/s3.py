@@ -126,13 +126,6 @@ class S3Filesystem(Filesystem):
 
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
         condition = {"IfNoneMatch": "*"} if old is None else {"IfMatch": old.etag}
-        if not self._write_if(condition, key, data):
-            return False
-        if self.conditional_writes is None and (old is None or old.data != data):
-            self._write_again(condition, key, data)
-        return True
-
-    def _write_if(self, condition: Mapping[str, str], key: str, data: bytes) -> bool:
         try:
             self._request("put_object", Key=self._root + key, Body=data, **condition)
             return True
@@ -144,15 +137,6 @@ class S3Filesystem(Filesystem):
             if self.conditional_writes is None and (status != 409 or code == _CONFLICT):
                 self.conditional_writes = True
             return False
-
-    def _write_again(self, condition: Mapping[str, str], key: str, data: bytes) -> None:
-        """Finds out whether the server honours conditions: then the same write is refused."""
-        try:
-            # Once more if accepted: any server does so when the file was deleted in between.
-            if self._write_if(condition, key, data) and self._write_if(condition, key, data):
-                self.conditional_writes = False
-        except Exception as error:  # noqa: BLE001
-            logger.debug("whether S3 honours conditions remains unknown: %s", error)
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
         if not keys:

@@ -29,9 +29,7 @@ class RunStorage(Storage):
     def key(self, task: Callable[..., Any]) -> str:
         return f"{task.workflow_id}-{task.task_id}"  # type: ignore[attr-defined]
 
-    def post(
-        self, key: str, context: Context, ttl: float | None = None, fingerprint: str | None = None
-    ) -> None:
+    def post(self, key: str, context: Context, ttl: float | None = None, **_: Any) -> None:
         expires = None if ttl is None else time.time() + ttl
         self._run.dump(key, {"value": _plain(context.storage), "expires": expires})
 

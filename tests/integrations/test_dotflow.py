@@ -1,4 +1,4 @@
-"""dotflow 1.0.1 on a `CheckpointStore`: its own contract, and the promise it does not keep alone."""
+"""dotflow 1.0.1 on a `CheckpointStore`: its own contract, and what it does not keep alone."""
 
 from __future__ import annotations
 
@@ -76,11 +76,12 @@ def test_dotflow_alone_returns_a_stale_result_after_a_crash_within_its_reset(
     def crash(**_: Any) -> None:
         raise KeyboardInterrupt
 
-    # A worker of the old inputs writes late, and the reset dies before its fingerprint is written.
+    # A worker of the old inputs writes late, and the reset dies before it writes its fingerprint.
     late = {path.name: path.read_bytes() for path in (tmp_path / "tasks").iterdir()}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("dotflow.core.workflow.write_fingerprint", crash)
-        start(storage, workflow_id, [1, 2, 4], on_input_change="reset")
+        with pytest.raises(KeyboardInterrupt):
+            start(storage, workflow_id, [1, 2, 4], on_input_change="reset")
     for name, data in late.items():
         if not name.endswith("_input_fp"):
             (tmp_path / "tasks" / name).write_bytes(data)
