@@ -430,7 +430,7 @@ def test_values_that_differ_have_different_texts(one: object, other: object) -> 
         (datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, tzinfo=ZoneInfo("UTC"))),
         (timezone(timedelta(0), "GMT"), None),
     ],
-    ids=repr,
+    ids=lambda value: "memory" if type(value) is memoryview else repr(value),
 )
 def test_values_that_are_equal_by_choice_have_one_text(one: object, other: object) -> None:
     if isinstance(one, timezone):

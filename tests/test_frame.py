@@ -420,7 +420,9 @@ def test_a_hostile_header_is_corrupt_however_well_it_is_sealed(decode: Decode, h
 
 @ways
 @pytest.mark.parametrize("version", [2, 3, 10**18])
-@pytest.mark.parametrize("tail", [DATA[len(HEAD) :], b"", b"another trailer"])
+@pytest.mark.parametrize(
+    "tail", [DATA[len(HEAD) :], b"", b"another trailer"], ids=["whole", "none", "another"]
+)
 def test_a_newer_format_is_told_whatever_follows_its_version(
     decode: Decode, version: int, tail: bytes
 ) -> None:

@@ -458,7 +458,7 @@ def test_missing_s3fs_says_how_to_install_it(
         ("file://folder", "is not absolute"),
         ("nonsense://folder", "has a protocol that fsspec does not know"),
         (f"s3://key:{CANARY}@bucket", "give them in storage_options"),
-        ("simplecache::s3://bucket", "is neither a path nor a URL"),
+        ("simplecache::s3://bucket", "chains filesystems"),
     ],
 )
 def test_a_bad_url_is_a_usage_error(

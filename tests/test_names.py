@@ -123,6 +123,8 @@ def reference(name: str) -> str:
     )
 
 
+pytestmark = pytest.mark.slow
+
 many = settings(
     max_examples=10_000,
     deadline=None,

@@ -58,6 +58,7 @@ SHORTEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DESIGN)
 def test_the_design_is_right_in_every_state(name: str) -> None:
     found = Search(DESIGN[name]).explore()

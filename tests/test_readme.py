@@ -37,7 +37,7 @@ def test_the_commands_are_one_line_each_that_sets_everything_up() -> None:
     assert run.startswith("python3 -m venv ")
     assert run.endswith("python -m checkpoint_store\n")
     assert test.startswith("python3 -m venv ")
-    assert test.endswith("python -m pytest\n")
+    assert test.endswith("python -m pytest -n auto\n")
 
 
 def test_every_error_is_listed() -> None:

@@ -81,6 +81,7 @@ def assert_quotable(error: Exception) -> None:
     assert len(message) < 1_000
 
 
+@pytest.mark.slow
 @many
 @given(records)
 @example(replace(RECORD, workflow="\ud83d\ude00"))

@@ -18,7 +18,7 @@ from checkpoint_store import CheckpointStore, InputChangedError, Run, plan, resu
 from . import servers
 from .backends import MotoBackend
 
-pytestmark = pytest.mark.usefixtures("no_aws_environment")
+pytestmark = [pytest.mark.usefixtures("no_aws_environment"), pytest.mark.slow]
 
 INPUTS = {"day": "2026-11-23"}
 OTHER_INPUTS = {"day": "2026-11-24"}
