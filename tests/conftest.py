@@ -15,6 +15,14 @@ from botocore.config import Config
 from . import servers
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # The second server of each test on S3 adds nothing to a second Python.
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            if "moto" in map(str, item.callspec.params.values()):
+                item.add_marker(pytest.mark.slow)
+
+
 @dataclass
 class Bucket:
     """A fresh bucket, what a store needs to reach it, and boto3 to look at it by another way."""

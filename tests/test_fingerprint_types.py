@@ -597,7 +597,7 @@ def test_a_structured_array_is_its_fields_without_padding() -> None:
         (numpy.str_("\0"), "<U1", b"\0\0\0\0"),
         (numpy.bytes_(b"ab"), "|S2", b"ab"),
         (numpy.datetime64(1, "s"), "<M8[s]", b"\1" + bytes(7)),
-        (numpy.timedelta64("NaT"), "<m8", bytes(7) + b"\x80"),
+        (numpy.timedelta64("NaT", "s"), "<m8[s]", bytes(7) + b"\x80"),
         (numpy.complex64(1), "<c8", b"\0\0\x80?" + bytes(4)),
     ],
     ids=lambda value: type(value).__name__,
