@@ -17,10 +17,10 @@ from . import servers
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
         # The second server of each test on S3 adds nothing to a second Python.
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            if "moto" in map(str, item.callspec.params.values()):
-                item.add_marker(pytest.mark.slow)
+        if any(type(value) is str and value == "moto" for value in parameters.values()):
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass
