@@ -60,7 +60,9 @@ _AS_IS = frozenset({str, bool, NoneType})
 _WORDS = {None: "null", True: "true", False: "false"}
 _CACHES = frozenset({"__orig_class__", "_attrs_cached_hash"})
 _PYDANTIC = ("__pydantic_extra__", "__pydantic_private__")
-_IDENTIFY = "pass a value that identifies it (a path, version or digest)"
+_IDENTIFY = (
+    "pass a value that identifies it (a version or digest; a path does not tell of contents)"
+)
 
 # What reading a value raises while something else changes it, or where its class is too strange.
 _UNREADABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
@@ -75,8 +77,15 @@ _tags: dict[str, str] = {}
 def fingerprint(inputs: object, *, ignore: Collection[str] = ()) -> str:
     """The fingerprint of `inputs`: `fp1:sha256:` and 64 hex digits.
 
-    A dict with `str` keys names its inputs, and those named in `ignore` are left out; anything else
-    is one input. Raises `FingerprintError`, which says where, for a value that has no rule.
+    A dict with `str` keys names its inputs, and those named in `ignore` are left out, if there are
+    such; anything else is one input. Raises `FingerprintError`, which says where, for a value that
+    has no rule.
+
+    These have a rule: None, bool, int, float, complex, str, bytes and buffers; list and tuple
+    (alike), dict, set and frozenset (alike); date, time, datetime, timedelta; Decimal, Fraction,
+    range, UUID, Enum; paths (as their text: what is in the file does not count); dataclasses,
+    attrs, pydantic, msgspec and named tuples (the fields that `==` compares); numpy; classes with
+    a method `__fingerprint__()` that returns a value; and what was given to `register`.
 
     >>> fingerprint({"a": 1, "now": 2}, ignore=("now",)) == fingerprint({"a": 1})
     True

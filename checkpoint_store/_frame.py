@@ -168,7 +168,8 @@ class FrameReader(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._source.close()
+            with self._guard():
+                self._source.close()
 
     def _read(self) -> bytes:
         with self._guard():

@@ -33,6 +33,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object in `data`, or `ValueError`, whatever the bytes are."""
     try:
         parsed = _decoder.decode(data.decode("utf-8", "surrogatepass"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError("not JSON") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if type(parsed) is not dict:

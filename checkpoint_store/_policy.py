@@ -69,10 +69,15 @@ def decide(
 
 def changed_error(record: Record, fingerprint: str, change: InputChange) -> InputChangedError:
     """The error of a strict run on checkpoints that come from other inputs."""
+    if record.base is not None:
+        remedy = "no inputs match a mixture: choose another workflow id, or"
+    elif record.fingerprint is None:
+        remedy = "tell their inputs with store.write_fingerprint, choose another workflow id, or"
+    else:
+        remedy = "resume it with the earlier inputs, choose another workflow id, or"
     return InputChangedError(
-        f"workflow {record.workflow!r} has checkpoints from other inputs ({change.reason}): resume "
-        "it with the earlier inputs, choose another workflow id, or let on_input_change be "
-        "'reset' to start over or 'reuse' to keep them",
+        f"workflow {record.workflow!r} was started with other inputs ({change.reason}): {remedy} "
+        "let on_input_change be 'reset' to start over or 'reuse' to keep what there is",
         workflow_id=record.workflow,
         stored=record.fingerprint,
         current=fingerprint,

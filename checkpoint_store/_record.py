@@ -20,6 +20,12 @@ VERSION = 1
 MAX_RECORD_BYTES = 64 * 1024
 MAX_FINGERPRINT_BYTES = 1024
 
+MAX_NAMES = 10
+"""Of inputs, in a sentence."""
+
+_short = reprlib.Repr()
+_short.maxstring = 60
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -111,10 +117,13 @@ def _change(record: Record, inputs: Mapping[str, str] | None, otherwise: str) ->
     removed = tuple(sorted(old.keys() - new.keys()))
     changed = tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name]))
     kinds = {"added": added, "removed": removed, "changed": changed}
-    differences = "; ".join(
-        f"{kind}: {', '.join(map(repr, names))}" for kind, names in kinds.items() if names
-    )
+    differences = "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
     return InputChange(added, removed, changed, differences or otherwise)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(map(_short.repr, names[:MAX_NAMES]))
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
 
 
 def check_fingerprint(fingerprint: str) -> str:

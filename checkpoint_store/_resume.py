@@ -143,5 +143,5 @@ def _fingerprint(
 
 def _log(workflow_id: str, decision: Decision) -> None:
     level = logging.WARNING if decision.action == "reuse" else logging.INFO
-    why = "" if decision.change is None else f": {decision.change.reason}"
+    why = "" if decision.change is None else f" for other inputs ({decision.change.reason})"
     logger.log(level, "workflow %r: %s%s", workflow_id, decision.action, why)

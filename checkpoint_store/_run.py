@@ -54,6 +54,7 @@ class Run:
     _serializer: Serializer = field(repr=False)
 
     def __contains__(self, task: str) -> bool:
+        """Whether the task has a checkpoint now; it is not read, so it may be damaged."""
         for header in self._generations(task):
             with storage_errors(header):
                 if self._filesystem.contains(self._key(header)):
@@ -78,9 +79,10 @@ class Run:
         return self._serializer.loads(header, payload)
 
     def dump(self, task: str, value: T) -> T:
-        """Stores an object through the serializer, and returns it.
+        """Stores an object through the serializer, and returns it as it was given.
 
-        What `load` returns later is the serializer's work: `json` makes lists of tuples.
+        What `load` returns later is the serializer's work: `json` makes lists of tuples, and `str`
+        keys of numbers.
         """
         self._write(*self._dumped(task, value))
         return value
@@ -165,7 +167,8 @@ class Run:
             except FileNotFoundError:
                 continue
         raise CheckpointNotFoundError(
-            f"there is no {headers[0]} in generation {self.token}: compute it and dump it"
+            f"there is no {headers[0]} in generation {self.token}: compute it and dump it (if this "
+            "run had it, another has reset or cleared the workflow since: see is_current)"
         )
 
     def _newest(self) -> dict[str, Header]:
@@ -183,6 +186,8 @@ class Run:
         return decode_frame(data, header)
 
     def _read_many(self, tasks: Iterable[str] | None) -> dict[str, tuple[Header, bytes]]:
+        if isinstance(tasks, str):
+            raise TypeError(f"tasks must be a collection of names, such as [{tasks!r}]")
         wanted = (
             {task: [header] for task, header in self._newest().items()}
             if tasks is None
@@ -232,7 +237,10 @@ class Run:
 
 def _flat(data: Data) -> memoryview:
     """The bytes of any buffer, not copied; what is none is a `TypeError` before anything else."""
-    return memoryview(data).cast("B")
+    try:
+        return memoryview(data).cast("B")
+    except TypeError as error:
+        raise TypeError(f"a checkpoint is bytes: encode it, or dump an object ({error})") from None
 
 
 def _unless_missing(function: Callable[[T], R]) -> Callable[[T], R | None]:

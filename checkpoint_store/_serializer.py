@@ -40,7 +40,10 @@ class Serializer:
             if isinstance(made, bytes | bytearray | memoryview):
                 return made, False
         except Exception as error:
-            raise SerializationError(f"{subject}: {self.name} cannot dump it: {error}") from error
+            raise SerializationError(
+                f"{subject}: {self.name} cannot dump it: {error}: convert it, or give the store "
+                "another serializer"
+            ) from error
         raise SerializationError(
             f"{subject}: {self.name}.dumps made a {type(made).__name__}: it must make bytes or str"
         )

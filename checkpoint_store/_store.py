@@ -48,8 +48,10 @@ class CheckpointStore:
         max_concurrency: int = 32,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if max_concurrency < 1:
-            raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
+        if not isinstance(max_concurrency, int) or max_concurrency < 1:
+            raise ValueError(
+                f"max_concurrency must be an int of at least 1, not {max_concurrency!r}"
+            )
         self._filesystem = connect(
             url, storage_options, durable=durable, max_concurrency=max_concurrency
         )

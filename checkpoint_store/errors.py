@@ -137,8 +137,8 @@ class StorageError(CheckpointStoreError, OSError):
 
 
 _REMEDIES = {
-    errno.EACCES: "name a folder that you may write to, or change its permissions",
-    errno.EPERM: "name a folder that you may write to, or change its permissions",
+    errno.EACCES: "name a folder that you may read and write, or change its permissions",
+    errno.EPERM: "name a folder that you may read and write, or change its permissions",
     errno.EROFS: "name a folder that you may write to",
     errno.ENOTDIR: "name a folder, not a file",
     errno.ENOSPC: "make room there",

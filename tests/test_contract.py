@@ -1667,11 +1667,11 @@ def test_decisions_are_logged_and_a_reuse_of_changed_inputs_is_a_warning(
     resume(store, "wf", INPUTS, on_input_change="raise")
     assert decided() == [("INFO", "workflow 'wf': continue")]
     resume(store, "wf", OTHER_INPUTS, on_input_change="reuse")
-    assert decided() == [("WARNING", "workflow 'wf': reuse: changed: 'day'")]
+    assert decided() == [("WARNING", "workflow 'wf': reuse for other inputs (changed: 'day')")]
     resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
     [(level, message)] = decided()
     assert level == "INFO"
-    assert message.startswith("workflow 'wf': reset: ")
+    assert message.startswith("workflow 'wf': reset for other inputs (")
     plan(store, "wf", INPUTS, on_input_change="reuse")
     assert decided() == []
 

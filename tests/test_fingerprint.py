@@ -582,7 +582,7 @@ def test_the_message_says_where_why_and_what_to_do() -> None:
     assert str(error) == (
         "cannot fingerprint inputs['model']['layers'][2]: unsupported type _thread.lock: register "
         "it with checkpoint_store.register(lock, ...), or pass a value that identifies it "
-        "(a path, version or digest)"
+        "(a version or digest; a path does not tell of contents)"
     )
 
 

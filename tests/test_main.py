@@ -136,7 +136,12 @@ def test_a_warning_of_the_library_is_part_of_the_output_once(
 
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert captured.out.count("warning: workflow 'revenue': reuse: changed: 'orders.csv'") == 1
+    assert (
+        captured.out.count(
+            "warning: workflow 'revenue': reuse for other inputs (changed: 'orders.csv')"
+        )
+        == 1
+    )
 
 
 @pytest.mark.usefixtures("untouched_memory")
@@ -549,7 +554,7 @@ def test_an_unwritable_folder_is_unreachable(
 
     assert main([str(tmp_path)]) == 2
 
-    assert "name a folder that you may write to" in capsys.readouterr().err
+    assert "name a folder that you may read and write" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -390,7 +390,18 @@ def interpret(script: str, store: CheckpointStore, temporary: Path, *arguments: 
     assert os.listdir(temporary) == []
 
 
-@every_kind
+def test_a_pickle_of_memory_is_refused_in_another_process(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with CheckpointStore("memory://pickled") as store:
+        run = pickle.loads(pickle.dumps(store.run("wf")))
+        assert run.dump("task", 1) == 1
+        with pytest.raises(AssertionError, match="remote URL"):
+            interpret(NORMAL, store, tmp_path_factory.mktemp("temporary"))
+        assert store.clear("wf") == 1
+
+
+@every_shared_kind
 @pytest.mark.parametrize("arguments", [[], ["close"]], ids=["unclosed", "closed"])
 def test_normal_use_ends_without_a_warning(
     store: CheckpointStore, tmp_path_factory: pytest.TempPathFactory, arguments: Sequence[str]

@@ -34,6 +34,8 @@ def connect(
     text = os.fspath(url) if isinstance(url, os.PathLike) else url
     if not isinstance(text, str):
         raise InvalidURLError(f"a URL must be a str or a path, not a {type(url).__name__}")
+    if not isinstance(storage_options, Mapping | None):
+        raise TypeError(f"storage_options must be a dict, not {type(storage_options).__name__}")
     options = dict(storage_options or {})
     scheme, rest = _split(text)
     if scheme in ("file", "local"):

@@ -41,6 +41,7 @@ class LocalFilesystem(Filesystem):
         self.root = root
         self.durable = durable
         self._folds: bool | None = None
+        self._ancestors_synced = False
 
     def read(self, key: str) -> bytes:
         with self._open(key) as file:
@@ -70,9 +71,10 @@ class LocalFilesystem(Filesystem):
             if current != old:
                 return False
             if old is None:
-                # Whoever made the folder may not have synced its entry yet.
+                # Whoever made a folder on the way may have died before it synced its entry.
                 self._make_folder(folder)
                 self._sync_folder(self.root)
+                self._sync_ancestors()
             self._write(_LocalUpload(self, key, locked=True), [data])
             return True
 
@@ -137,12 +139,18 @@ class LocalFilesystem(Filesystem):
                 self._sync_folder(path)
             else:
                 self._make_folder(".tmp")
-                os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
+                try:
+                    os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
+                except FileNotFoundError:
+                    # A delete beside this one has removed the folder, because it was empty.
+                    if os.path.lexists(path):
+                        raise
             self._sync_folder(self.root)
 
     def leftovers(self, folder: str) -> Iterator[list[str]]:
         """Files of folders that were renamed away. Temporary files of dead writers are removed."""
         tmp = os.path.join(self.root, ".tmp")
+        _refuse_link(tmp)
         try:
             names = [name for name in os.listdir(tmp) if name.startswith(f"{folder}~")]
         except FileNotFoundError:
@@ -170,9 +178,11 @@ class LocalFilesystem(Filesystem):
             raise
 
     def _path(self, key: str) -> str:
-        folder, _, name = key.rpartition("/")
-        path = os.path.join(self.root, folder)
-        _refuse_link(path)
+        *folders, name = key.split("/")
+        path = self.root
+        for folder in folders:
+            path = os.path.join(path, folder)
+            _refuse_link(path)
         return os.path.join(path, name)
 
     def _open(self, key: str) -> io.FileIO:
@@ -206,6 +216,7 @@ class LocalFilesystem(Filesystem):
 
     def _make_folder(self, folder: str) -> None:
         path = os.path.join(self.root, folder)
+        _refuse_link(path)
         missing = []
         while not os.path.isdir(path):
             missing.append(path)
@@ -214,6 +225,14 @@ class LocalFilesystem(Filesystem):
             with suppress(FileExistsError):
                 os.mkdir(path)
             self._sync_folder(os.path.dirname(path))
+
+    def _sync_ancestors(self) -> None:
+        if not self._ancestors_synced:
+            path = self.root
+            while path != (path := os.path.dirname(path)):
+                with suppress(OSError):  # Not everybody may open them all.
+                    self._sync_folder(path)
+            self._ancestors_synced = True
 
     def _sync_folder(self, path: str) -> None:
         if self.durable and sys.platform != "win32":
@@ -288,7 +307,7 @@ class _LocalUpload:
 
     def _create(self) -> tuple[str, int]:
         name = _temporary_name(self._folder)
-        path = os.path.join(self._filesystem.root, ".tmp", name)
+        path = self._filesystem._path(f".tmp/{name}")
         try:
             return path, os.open(path, _CREATE, 0o666)
         except FileNotFoundError:
@@ -352,7 +371,7 @@ def _is_ours(entry: os.DirEntry[str], record: str) -> bool:
 def _sweep(path: str) -> None:
     """Removes a temporary file unless its writer lives."""
     with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | _NOFOLLOW)
+        descriptor = os.open(path, _READ)
         try:
             if sys.platform != "win32":
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

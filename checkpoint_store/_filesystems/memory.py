@@ -29,8 +29,20 @@ class MemoryFilesystem(GenericFilesystem):
 
     conditional_writes = True
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, process: int | None = None) -> None:
         super().__init__("memory", path, {}, max_concurrency=1)
+        # Only a pickle asks for the process: forked children keep what there was, which is theirs.
+        self._process = process
+        self._arguments = (type(self), (path,), {"process": process or os.getpid()})
+
+    @property
+    def _fs(self) -> Any:
+        if self._process not in (None, os.getpid()):
+            raise OSError(
+                "memory:// is the memory of the process that made the run, and this is another: "
+                "use a folder or a remote URL"
+            )
+        return super()._fs
 
     def read(self, key: str) -> bytes:
         with _lock:

@@ -50,6 +50,8 @@ _REMEDIES = {
     "ExpiredToken": "renew the credentials",
     "PermanentRedirect": "give the bucket's region",
     "AuthorizationHeaderMalformed": "give the bucket's region",
+    "NotImplemented": "if this was a conditional write, as every change of a record is, choose a "
+    "server that has If-None-Match and If-Match",
     "SlowDown": "try again later, or lower max_concurrency",
     "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give "
     "storage_options: key and secret, profile, or anon=True",
@@ -105,7 +107,11 @@ class S3Filesystem(Filesystem):
 
     def read_small(self, key: str) -> Stored:
         client = self._client
-        return client.run(client.get(self._root + key, SMALL_BYTES))
+        stored = client.run(client.get(self._root + key, SMALL_BYTES))
+        if not stored.etag:
+            # A swap would have no condition then. S3 always gives one, so this is not from S3.
+            raise OSError("the reply has no ETag: take away what answers in place of S3")
+        return stored
 
     def contains(self, key: str) -> bool:
         client = self._client
@@ -167,6 +173,8 @@ class S3Filesystem(Filesystem):
         start: dict[str, str] = {}
         while True:
             reply = self._request("list_objects_v2", Prefix=prefix, MaxKeys=PAGE, **start)
+            if "IsTruncated" not in reply:
+                raise OSError("an empty reply: take away what answers in place of S3")
             yield [item["Key"].removeprefix(prefix) for item in reply.get("Contents", ())]
             if not reply.get("IsTruncated"):
                 return
@@ -327,7 +335,11 @@ class _Upload:
         else:
             if self._buffer:
                 self._send_part()
-            self._request("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
+            parts = {"Parts": self._parts}
+            reply = self._request("complete_multipart_upload", MultipartUpload=parts)
+            if "ETag" not in reply:
+                self.discard()
+                raise OSError("the reply does not say that the upload is complete: write it again")
         self._over = True
 
     def discard(self) -> None:
