@@ -10,13 +10,13 @@
 >>> total
 42
 
-- `resume(store, workflow_id, inputs, on_input_change="reuse" | "reset" | "raise")` starts or resumes
-  a workflow and returns a `Run`; `plan` only says what it would decide.
+- `resume(store, workflow_id, inputs, on_input_change=...)` starts or resumes a workflow and returns
+  a `Run`; `plan` only says what it would decide. The policies are "reuse", "reset" and "raise".
 - `Run` loads and dumps objects, reads and writes bytes, opens streams, lists and deletes.
-- `CheckpointStore` names the storage; it clears workflows, lists them, and collects what interrupted
-  resets left. `store.run(workflow_id)` is for runners with a policy of their own.
+- `CheckpointStore` names the storage; it clears workflows, lists them, and collects what
+  interrupted resets left. `store.run(workflow_id)` is for runners with a policy of their own.
 - `fingerprint` shows what inputs are compared by; `register` teaches it your own types.
-- Every error is a `CheckpointStoreError`. One of them, `CheckpointNotFoundError`, means: compute it.
+- Every error is a `CheckpointStoreError`; `CheckpointNotFoundError` means: compute it.
 """
 
 from ._fingerprint import fingerprint, register
