@@ -33,6 +33,17 @@ def write_all(descriptor: int, data: Data) -> None:
             written += os.write(descriptor, view[written:])
 
 
+def upload_all(upload: Upload, parts: Sequence[Data]) -> None:
+    """Publishes a file made of `parts`, or leaves no trace."""
+    try:
+        for part in parts:
+            upload.write(part)
+        upload.commit()
+    except BaseException:
+        upload.discard()
+        raise
+
+
 @lru_cache(maxsize=32)
 def _rebuild(arguments: bytes) -> Filesystem:
     kind, args, kwargs = pickle.loads(arguments)

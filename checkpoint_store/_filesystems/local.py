@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from .._frame import Data, Source, Upload
 from .._names import decode_name, parse_file_name
 from ..errors import ContentionError, InvalidNameError
-from .base import PAGE, SMALL_BYTES, Filesystem, Stored, write_all
+from .base import PAGE, SMALL_BYTES, Filesystem, Stored, upload_all, write_all
 
 if sys.platform != "win32":
     import fcntl
@@ -59,7 +59,7 @@ class LocalFilesystem(Filesystem):
         return found and self._spelled(key)
 
     def write(self, key: str, parts: Sequence[Data]) -> None:
-        self._write(_LocalUpload(self, key), parts)
+        upload_all(_LocalUpload(self, key), parts)
 
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
         folder = key.partition("/")[0]
@@ -75,7 +75,7 @@ class LocalFilesystem(Filesystem):
                 self._make_folder(folder)
                 self._sync_folder(self.root)
                 self._sync_ancestors()
-            self._write(_LocalUpload(self, key, locked=True), [data])
+            upload_all(_LocalUpload(self, key, locked=True), [data])
             return True
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
@@ -167,15 +167,6 @@ class LocalFilesystem(Filesystem):
 
     def _names(self, folders: Sequence[str]) -> Iterator[str]:
         return chain.from_iterable(_files(os.path.join(self.root, path)) for path in folders)
-
-    def _write(self, upload: _LocalUpload, parts: Sequence[Data]) -> None:
-        try:
-            for part in parts:
-                upload.write(part)
-            upload.commit()
-        except BaseException:
-            upload.discard()
-            raise
 
     def _path(self, key: str) -> str:
         *folders, name = key.split("/")

@@ -24,7 +24,7 @@ import fsspec.config
 
 from .._frame import Data, Source, Upload
 from . import generic  # noqa: F401 - after a fork it resets fsspec's loop
-from .base import PAGE, SMALL_BYTES, Filesystem, Stored
+from .base import PAGE, SMALL_BYTES, Filesystem, Stored, upload_all
 
 _T = TypeVar("_T")
 
@@ -120,15 +120,8 @@ class S3Filesystem(Filesystem):
     def write(self, key: str, parts: Sequence[Data]) -> None:
         if sum(map(len, parts)) <= _PUT_BYTES:
             self._request("put_object", Key=self._root + key, Body=_body(parts))
-            return
-        upload = self.open_write(key)
-        try:
-            for part in parts:
-                upload.write(part)
-            upload.commit()
-        except BaseException:
-            upload.discard()
-            raise
+        else:
+            upload_all(self.open_write(key), parts)
 
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
         condition = {"IfNoneMatch": "*"} if old is None else {"IfMatch": old.etag}
