@@ -1,0 +1,270 @@
+"""Removes one guard of the package at a time, and shows that a test notices.
+
+    python tests/mutations.py [NAME ...]
+
+Each mutation is applied to a copy of the package, and the tests named with it are run against that
+copy. A mutation that they survive is a guard that nothing checks, and the exit status is then 1.
+`test_mutations.py` holds that every one still applies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutation(NamedTuple):
+    file: str
+    changes: tuple[tuple[str, str], ...]
+    tests: str
+    only: str = ""
+
+
+def one(file: str, old: str, new: str, tests: str, only: str = "") -> Mutation:
+    return Mutation(file, ((old, new),), tests, only)
+
+
+PROTOCOL, RECORD, FRAME, RUN = "_protocol.py", "_record.py", "_frame.py", "_run.py"
+LOCAL, S3 = "_filesystems/local.py", "_filesystems/s3.py"
+CRASHES, LOCAL_TESTS, S3_TESTS = (
+    "test_crashes.py",
+    "test_local_filesystem.py",
+    "test_s3_filesystem.py",
+)
+
+MUTATIONS = {
+    "a lost reply is not recognised by its nonce": one(
+        PROTOCOL, "found.nonce in mine", "found.nonce in ()", CRASHES, "reply_was_lost"
+    ),
+    "a reset keeps its token": one(
+        RECORD,
+        "        token=secrets.token_hex(8),\n        base=None,",
+        '        token="0123456789abcdef",\n        base=None,',
+        CRASHES,
+        "overtaken and memory",
+    ),
+    "the record is read before the list": Mutation(
+        PROTOCOL,
+        (
+            (
+                "    removed = 0\n",
+                "    removed = 0\n    early = read_record(filesystem, workflow_id)\n",
+            ),
+            (
+                "            record = read_record(filesystem, workflow_id)\n",
+                "            record = early\n",
+            ),
+        ),
+        CRASHES,
+        "overtaken and memory",
+    ),
+    "a clear deletes the record last": Mutation(
+        PROTOCOL,
+        (
+            (
+                "    return collect(filesystem, workflow_id, cleared=True)\n",
+                "    return removed\n",
+            ),
+            (
+                '    with storage_errors(f"clearing workflow',
+                """    removed = collect(filesystem, workflow_id, cleared=True)
+    with storage_errors(f"clearing workflow""",
+            ),
+        ),
+        "test_contract.py",
+        "clear and memory",
+    ),
+    "collecting deletes without a record": one(
+        PROTOCOL, "record is None and not cleared", "False", CRASHES, "without_a_record"
+    ),
+    "collecting deletes the base": one(
+        PROTOCOL, "(record.token, record.base)", "(record.token,)", "test_contract.py", "memory"
+    ),
+    "partial deletes are not raised": one(
+        PROTOCOL, "    if failures:\n", "    if False:\n", "test_contract.py", "memory"
+    ),
+    "the second question about conditions is not asked": one(
+        PROTOCOL,
+        "accepted and filesystem.conditional_writes is None",
+        "False",
+        S3_TESTS,
+        "ignores_conditions and ministack",
+    ),
+    "a mixture counts as the inputs": one(
+        RECORD, "    if record.base is not None:", "    if False:", "test_policy.py"
+    ),
+    "the checksum of a record is not compared": one(
+        RECORD,
+        'parsed.pop("checksum", None) != _checksum(parsed)',
+        'not parsed.pop("checksum", None)',
+        "test_record.py",
+        "bit",
+    ),
+    "a record may be of any size": one(
+        RECORD, "if len(data) > MAX_RECORD_BYTES:", "if False:", "test_record.py"
+    ),
+    "a record may be another workflow's": one(
+        RECORD, "if record.workflow != workflow:", "if False:", "test_record.py"
+    ),
+    "a key may occur twice": one(
+        "_json.py", "if len(parsed) != len(pairs):", "if False:", "test_frame.py", "hostile"
+    ),
+    "the checksum of a checkpoint is not compared": one(
+        FRAME, "if trailer != self.trailer():", "if False:", "test_frame.py", "bit"
+    ),
+    "a checkpoint may be another's": one(
+        FRAME,
+        "        _check_identity(header, expected)\n        return",
+        "        return",
+        "test_frame.py",
+        "another_checkpoint",
+    ),
+    "a header may be of any size": one(
+        FRAME,
+        'data.find(b"\\n", 0, MAX_HEADER_BYTES) + 1\n    header',
+        'data.find(b"\\n") + 1\n    header',
+        "test_frame.py",
+        "hostile",
+    ),
+    "a failed block publishes what it has": Mutation(
+        FRAME,
+        (
+            ("sys.exception() not in (None, self._handling)", "False"),
+            ("        if kind is None:\n", "        if True:\n"),
+        ),
+        "test_frame.py",
+        "error_in_the_block",
+    ),
+    "a failed write is not final": one(
+        FRAME, "        self._failed = True\n", "", "test_frame.py", "failed_write"
+    ),
+    "the newer checkpoint is deleted first": one(
+        RUN,
+        "for header in reversed(self._generations(task)):",
+        "for header in self._generations(task):",
+        CRASHES,
+        "older_value_back",
+    ),
+    "the serializer of a file is not compared": one(
+        "_serializer.py", "if header.serializer != self.name:", "if False:", "test_serializer.py"
+    ),
+    "a file is not synced": one(
+        LOCAL, "            os.fsync(self._descriptor)\n", "            pass\n", LOCAL_TESTS
+    ),
+    "a folder is not synced": one(
+        LOCAL, "                os.fsync(descriptor)\n", "                pass\n", LOCAL_TESTS
+    ),
+    "a swap does not compare": one(
+        LOCAL,
+        "            if current != old:",
+        "            if False:",
+        CRASHES,
+        "overtaken and local",
+    ),
+    "a swap takes no lock": one(
+        LOCAL,
+        "        with self._lock(folder):\n            try:\n                current",
+        "        with nullcontext():\n            try:\n                current",
+        "test_processes.py",
+        "exactly_one_wins and local",
+    ),
+    "a sweep takes no lock": one(
+        LOCAL,
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        LOCAL_TESTS,
+        "temporary or writer",
+    ),
+    "links are followed": one(
+        LOCAL,
+        "            path = os.path.join(path, folder)\n            _refuse_link(path)\n",
+        "            path = os.path.join(path, folder)\n",
+        "test_local_faults.py",
+        "symbolic",
+    ),
+    "a folder that folds case merges names": one(
+        LOCAL,
+        "if folds and os.path.lexists(path)",
+        "if False and os.path.lexists(path)",
+        LOCAL_TESTS,
+        "folds_case",
+    ),
+    "denied counts as missing": one(
+        S3,
+        'if code == "NoSuchKey" and getattr',
+        'if code in ("NoSuchKey", "AccessDenied") and getattr',
+        S3_TESTS,
+        "ministack",
+    ),
+    "errors within a reply to deletes are ignored": one(
+        S3, 'for error in reply.get("Errors", ()):', "for error in ():", S3_TESTS, "ministack"
+    ),
+    "a refused swap counts as done": one(
+        S3,
+        "                self.conditional_writes = True\n            return False",
+        "                self.conditional_writes = True\n            return True",
+        S3_TESTS,
+        "swap and ministack",
+    ),
+    "a reply without an ETag is a version": one(
+        S3, "        if not stored.etag:", "        if False:", "test_s3_faults.py", "malformed"
+    ),
+    "an abandoned upload is not aborted": one(
+        S3,
+        '"abort_multipart_upload", Key=self._key',
+        '"list_parts", Key=self._key',
+        S3_TESTS,
+        "ministack",
+    ),
+    "requests go on for ever": one(
+        S3, '"total_max_attempts": 5', '"total_max_attempts": 9', S3_TESTS, "busy"
+    ),
+}
+
+
+def mutated(mutation: Mutation) -> str:
+    """The text of the file with the guard removed; it must be there exactly once."""
+    text = (ROOT / "checkpoint_store" / mutation.file).read_text()
+    for old, new in mutation.changes:
+        if text.count(old) != 1:
+            raise ValueError(f"{mutation.file} has {text.count(old)} times {old!r}")
+        text = text.replace(old, new)
+    return text
+
+
+def survives(mutation: Mutation, folder: Path) -> bool:
+    for part in ("checkpoint_store", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "checkpoint_store" / mutation.file).write_text(mutated(mutation))
+    cache = ROOT / ".pytest_cache"
+    command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/{mutation.tests}"]
+    command += ["-o", f"cache_dir={cache}", "-k", mutation.only or "test"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if run.returncode not in (0, 1):
+        raise RuntimeError(run.stdout[-2_000:] + run.stderr[-2_000:])
+    return run.returncode == 0
+
+
+def main(names: list[str]) -> int:
+    alive = []
+    for name in names or MUTATIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            survived = survives(MUTATIONS[name], Path(folder))
+        print("SURVIVED" if survived else "noticed ", name, flush=True)  # noqa: T201
+        if survived:
+            alive.append(name)
+    print(f"{len(names or MUTATIONS) - len(alive)} noticed, {len(alive)} survived")  # noqa: T201
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
