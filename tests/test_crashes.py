@@ -41,6 +41,8 @@ from checkpoint_store._names import RECORD, parse_file_name
 from checkpoint_store._policy import POLICIES
 from checkpoint_store._protocol import read_record
 
+pytestmark = pytest.mark.slow
+
 WORKFLOW = "wf"
 SIBLINGS = ("wf1", "wf-1", "wf/x", "w")
 MOST_CALLS = 60

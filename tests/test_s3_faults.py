@@ -41,6 +41,8 @@ from .backends import s3_client
 from .faults import READS, RECORD_WRITES, FaultProxy, Injection, Kind, kind_of
 from .servers import Request, Response, error
 
+pytestmark = pytest.mark.slow
+
 ATTEMPTS = 2
 """How often botocore sends a request before it gives up."""
 
