@@ -49,6 +49,13 @@ class PlainFileSystem(LocalFileSystem):
 
     protocol = "plain"
 
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        # An old fsspec knows no protocol here but its own.
+        if isinstance(path, str):
+            path = path.removeprefix("plain://")
+        return super()._strip_protocol(path)
+
 
 fsspec.register_implementation("plain", PlainFileSystem, clobber=True)
 
