@@ -328,7 +328,7 @@ class _Checks:
     def _files(self, workflow_id: str) -> dict[str, bytes]:
         folder = encode_name(workflow_id, "workflow id")
         keys = [f"{folder}/{name}" for page in self._filesystem.pages(folder) for name in page]
-        return {key: self._filesystem.read(key) for key in keys}
+        return {key: self._filesystem.read(key)[:] for key in keys}
 
 
 def _race(work: Callable[[int], T]) -> list[T]:

@@ -19,9 +19,8 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import xxhash
 
@@ -45,8 +44,16 @@ logger = logging.getLogger("checkpoint_store")
 _LENGTH = struct.Struct(">Q")
 TRAILER_BYTES = _LENGTH.size + 16
 _CHUNK = 1024 * 1024
+_JOINED_BYTES = 1024 * 1024  # Copying as much takes less time than two more writes.
 
 Data = bytes | bytearray | memoryview
+
+
+class Contents(Protocol):
+    """A whole file: its bytes, or what reads each slice when it is asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> bytes: ...
 
 
 class Source(Protocol):
@@ -64,8 +71,7 @@ class Upload(Protocol):
     def discard(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What a checkpoint file says of itself.
 
     `inputs` is the fingerprint of the run that wrote it. `serializer` names the serializer of
@@ -104,31 +110,35 @@ def encode_header(header: Header) -> bytes:
 
 
 def encode_frame(header: Header, payload: Data) -> tuple[Data, ...]:
-    """The parts of the file, in order; the payload is not copied."""
+    """The parts of the file, in order. Those of a small file are joined; a large payload is not
+    copied."""
     head = encode_header(header)
+    if len(payload) <= _JOINED_BYTES:
+        sealed = b"".join((head, payload, _LENGTH.pack(len(payload))))
+        return (sealed + xxhash.xxh3_128_digest(sealed),)
     seal = _Seal(head)
     seal.update(payload)
     return head, payload, seal.trailer()
 
 
-def decode_frame(data: bytes, expected: Header) -> tuple[Header, bytes]:
+def decode_frame(file: Contents, expected: Header) -> tuple[Header, bytes]:
     """Header and payload of a whole file that was read as that of `expected`.
 
     Its length, checksum and identity (workflow, task, token) are checked before anything is
     returned.
     """
-    end = data.find(b"\n", 0, MAX_HEADER_BYTES) + 1
-    header = _parse_header(data[:end], expected)
-    start, stop = end, len(data) - TRAILER_BYTES
-    if stop < start:
+    head = file[:MAX_HEADER_BYTES]
+    line = head[: head.find(b"\n") + 1]
+    header = _parse_header(line, expected)
+    stop = len(file) - TRAILER_BYTES
+    if stop < len(line):
         raise _corrupt(expected, "it is truncated")
-    # Only one copy of the payload is made, and it is the one that is returned.
-    with memoryview(data) as view, view[start:stop] as payload:
-        seal = _Seal(data[:end])
-        seal.update(payload)
-        seal.check(data[stop:], expected)
-        _check_identity(header, expected)
-        return header, bytes(payload)
+    payload = file[len(line) : stop]
+    seal = _Seal(line)
+    seal.update(payload)
+    seal.check(file[stop:], expected)
+    _check_identity(header, expected)
+    return header, payload
 
 
 class FrameReader(io.RawIOBase):

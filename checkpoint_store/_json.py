@@ -20,13 +20,15 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+# json.dumps would make one for each call.
+_encoder = json.JSONEncoder(ensure_ascii=False)
 _decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
 def encode(fields: Mapping[str, object], indent: int | None = None) -> bytes:
     """JSON that keeps every two `str` apart, also those that are not Unicode."""
-    text = json.dumps(fields, indent=indent, ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass") + b"\n"
+    encoder = _encoder if indent is None else json.JSONEncoder(ensure_ascii=False, indent=indent)
+    return encoder.encode(fields).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -8,6 +8,7 @@ names never share a key, none leaves the root, and a foreign file is never taken
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from .errors import InvalidNameError
@@ -69,6 +70,7 @@ def parse_file_name(name: str) -> tuple[str, str] | None:
     return (task, token) if task is not None and is_token(token) else None
 
 
+@lru_cache(maxsize=1024)
 def _segment(name: str) -> str:
     return name if _SEGMENT.fullmatch(name) else _UNSAFE.sub(_escape, name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, BinaryIO, Literal, TypeVar, cast, overload
 
@@ -152,7 +152,7 @@ class Run:
 
     def _generations(self, task: str) -> list[Header]:
         own = self._header(task)
-        return [own] if self._base is None else [own, replace(own, token=self._base)]
+        return [own] if self._base is None else [own, own._replace(token=self._base)]
 
     def _key(self, header: Header) -> str:
         folder = encode_name(self.workflow_id, "workflow id")
@@ -182,8 +182,9 @@ class Run:
         return found
 
     def _read(self, headers: Sequence[Header]) -> tuple[Header, bytes]:
-        header, data = self._first(headers, self._filesystem.read)
-        return decode_frame(data, header)
+        header, file = self._first(headers, self._filesystem.read)
+        with storage_errors(header):
+            return decode_frame(file, header)
 
     def _read_many(self, tasks: Iterable[str] | None) -> dict[str, tuple[Header, bytes]]:
         if isinstance(tasks, str):
@@ -232,7 +233,7 @@ class Run:
     def _dumped(self, task: str, value: object) -> tuple[Header, Data]:
         header = self._header(task)
         payload, text = self._serializer.dumps(value, header)
-        return replace(header, serializer=self._serializer.name, text=text), _flat(payload)
+        return header._replace(serializer=self._serializer.name, text=text), _flat(payload)
 
 
 def _flat(data: Data) -> memoryview:

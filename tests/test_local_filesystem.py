@@ -818,7 +818,7 @@ def test_whether_a_disk_folds_case_is_found_out_once(
 ) -> None:
     expected = (root / ".TMP").exists()
     run.write("task", b"data")
-    assert expected is store._filesystem._folds_case()
+    assert expected is store._filesystem._folds_case
     probes: list[str] = []
     isdir = os.path.isdir
     monkeypatch.setattr(os.path, "isdir", lambda path: probes.append(str(path)) or isdir(path))

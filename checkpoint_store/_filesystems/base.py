@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
-from .._frame import Data, Source, Upload
+from .._frame import Contents, Data, Source, Upload
 
 SMALL_BYTES = 64 * 1024 + 1
 """As much of a record as is ever read: one byte more than it may have."""
@@ -76,7 +76,7 @@ class Filesystem(ABC):
         return _rebuild, (pickle.dumps(self._arguments),)
 
     @abstractmethod
-    def read(self, key: str) -> bytes: ...
+    def read(self, key: str) -> Contents: ...
 
     @abstractmethod
     def read_small(self, key: str) -> Stored:

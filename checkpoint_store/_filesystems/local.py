@@ -8,12 +8,13 @@ import secrets
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from itertools import chain, islice
 
 from filelock import FileLock, Timeout
 
-from .._frame import Data, Source, Upload
+from .._frame import Contents, Data, Source, Upload
 from .._names import decode_name, parse_file_name
 from ..errors import ContentionError, InvalidNameError
 from .base import PAGE, SMALL_BYTES, Filesystem, Stored, upload_all, write_all
@@ -24,6 +25,7 @@ if sys.platform != "win32":
 LOCK_TIMEOUT = 60.0
 """Seconds. A record is changed within milliseconds, so whoever holds the lock longer is stuck."""
 
+_WHOLE_BYTES = 1024 * 1024  # Cutting the payload out of more would be a copy worth saving.
 _TRIES = 10
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _READ = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -40,16 +42,14 @@ class LocalFilesystem(Filesystem):
     def __init__(self, root: str, *, durable: bool) -> None:
         self.root = root
         self.durable = durable
-        self._folds: bool | None = None
         self._ancestors_synced = False
 
-    def read(self, key: str) -> bytes:
-        with self._open(key) as file:
-            return file.readall()
+    def read(self, key: str) -> Contents:
+        file = _OpenFile(*self._open(key))
+        return file if len(file) > _WHOLE_BYTES else file[:]
 
     def read_small(self, key: str) -> Stored:
-        with io.BufferedReader(self._open(key)) as file:
-            return Stored(file.read(SMALL_BYTES))
+        return Stored(_OpenFile(*self._open(key))[:SMALL_BYTES])
 
     def contains(self, key: str) -> bool:
         try:
@@ -110,7 +110,8 @@ class LocalFilesystem(Filesystem):
             yield folder, self._names(paths)
 
     def open_read(self, key: str) -> Source:
-        return self._open(key)
+        descriptor, _ = self._open(key)
+        return io.FileIO(descriptor)
 
     def open_write(self, key: str) -> Upload:
         return _LocalUpload(self, key)
@@ -172,16 +173,18 @@ class LocalFilesystem(Filesystem):
         *folders, name = key.split("/")
         path = self.root
         for folder in folders:
-            path = os.path.join(path, folder)
+            path = f"{path}{os.sep}{folder}"
             _refuse_link(path)
-        return os.path.join(path, name)
+        return f"{path}{os.sep}{name}"
 
-    def _open(self, key: str) -> io.FileIO:
+    def _open(self, key: str) -> tuple[int, int]:
+        """The descriptor and the size of a file."""
         descriptor = os.open(self._path(key), _READ)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 raise OSError("not a regular file: move it away")
-            return io.FileIO(descriptor)
+            return descriptor, found.st_size
         except BaseException:
             os.close(descriptor)
             raise
@@ -239,33 +242,32 @@ class LocalFilesystem(Filesystem):
     def publish(self, temporary: str, key: str, *, locked: bool) -> None:
         """Moves a complete temporary file to its key."""
         folder = key.partition("/")[0]
-        folds = self._folds_case()
-        with self._lock(folder) if folds and not locked else nullcontext():
-            for attempt in range(_TRIES):
-                path = self._path(key)
-                if folds and os.path.lexists(path) and not self._spelled(key):
-                    raise InvalidNameError(
-                        f"the file {key} would replace one whose name differs only in upper and "
-                        "lower case, which this disk does not tell apart: choose another name"
-                    )
-                try:
-                    os.replace(temporary, path)
+        if self._folds_case and not locked:
+            with self._lock(folder):
+                return self.publish(temporary, key, locked=True)
+        for _ in range(_TRIES):
+            path = self._path(key)
+            if self._folds_case and os.path.lexists(path) and not self._spelled(key):
+                raise InvalidNameError(
+                    f"the file {key} would replace one whose name differs only in upper and "
+                    "lower case, which this disk does not tell apart: choose another name"
+                )
+            try:
+                os.replace(temporary, path)
+                return self._sync_folder(os.path.dirname(path))
+            except FileNotFoundError:
+                # A clear took the folder away, and perhaps will again.
+                if not os.path.lexists(temporary):
                     break
-                except FileNotFoundError:
-                    # A clear took the folder away, and perhaps will again.
-                    if attempt == _TRIES - 1 or not os.path.lexists(temporary):
-                        raise ContentionError(
-                            f"the folder of {key} was cleared again and again while it was "
-                            "written: write it anew"
-                        ) from None
-                    self._make_folder(folder)
-        self._sync_folder(os.path.dirname(path))
+                self._make_folder(folder)
+        raise ContentionError(
+            f"the folder of {key} was cleared again and again while it was written: write it anew"
+        )
 
+    @cached_property
     def _folds_case(self) -> bool:
         """Whether this disk takes upper and lower case for the same, given that there is `.tmp`."""
-        if self._folds is None:
-            self._folds = os.path.isdir(os.path.join(self.root, ".TMP"))
-        return self._folds
+        return os.path.isdir(os.path.join(self.root, ".TMP"))
 
     def _spelled(self, key: str) -> bool:
         """Whether an existing file or folder has exactly this name, not one that folds to it."""
@@ -273,6 +275,30 @@ class LocalFilesystem(Filesystem):
         path = os.path.join(self.root, folder)
         # Where the other case is not found, the disk does not fold it: no need to list the folder.
         return not os.path.lexists(os.path.join(path, name.swapcase())) or name in os.listdir(path)
+
+
+class _OpenFile:
+    """A file of which any slice can be read."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        if start:
+            os.lseek(self._descriptor, start, os.SEEK_SET)
+        chunks = []
+        while start < stop and (chunk := os.read(self._descriptor, stop - start)):
+            chunks.append(chunk)
+            start += len(chunk)
+        return b"".join(chunks)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
 
 
 class _LocalUpload:

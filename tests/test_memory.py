@@ -1,0 +1,72 @@
+"""How much memory an operation takes beside what it returns."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from checkpoint_store import CheckpointStore, CorruptCheckpointError, Run
+
+MiB = 1024**2
+PAYLOAD = bytes(range(256)) * (32 * 4096)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = CheckpointStore(tmp_path / "root", durable=False).run("wf")
+    run.write("task", PAYLOAD)
+    return run
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size
+
+
+def test_a_large_file_is_read_into_one_copy_of_its_payload(run: Run) -> None:
+    with at_most(len(PAYLOAD) + MiB):
+        assert len(run.read("task")) == len(PAYLOAD)
+    assert run.read("task") == PAYLOAD
+
+
+def test_a_large_payload_is_written_without_a_copy(run: Run) -> None:
+    with at_most(MiB):
+        run.write("task", PAYLOAD)
+
+
+def test_streams_keep_a_few_chunks_in_memory(run: Run) -> None:
+    with at_most(8 * MiB), run.open("copy", "wb") as copy, run.open("task") as stream:
+        while chunk := stream.read(MiB):
+            copy.write(chunk)
+    assert run.read("copy") == PAYLOAD
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:200],
+        lambda data: data + b"\0",
+        lambda data: data[: 5 * MiB] + b"!" + data[5 * MiB + 1 :],
+        lambda data: data.replace(b'"task"', b'"tasl"'),
+    ],
+    ids=["last byte", "half", "all but the header", "longer", "one byte", "another task's"],
+)
+def test_damage_to_a_large_file_is_noticed(
+    tmp_path: Path, run: Run, damage: Callable[[bytes], bytes]
+) -> None:
+    file = tmp_path / "root" / "wf" / f"task@{run.token}"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(CorruptCheckpointError):
+        run.read("task")
