@@ -19,6 +19,7 @@
 - Every error is a `CheckpointStoreError`; `CheckpointNotFoundError` means: compute it.
 """
 
+from ._description import Description
 from ._fingerprint import fingerprint, register
 from ._policy import Decision
 from ._record import InputChange
@@ -50,6 +51,7 @@ __all__ = [
     "CorruptCheckpointError",
     "CorruptRecordError",
     "Decision",
+    "Description",
     "FingerprintError",
     "IncompleteClearError",
     "InputChange",

@@ -15,14 +15,22 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from ._filesystems.base import Filesystem, Stored
 from ._names import RECORD, encode_name, parse_file_name
 from ._record import Record, decode_record, encode_record
 from .errors import ContentionError, CorruptRecordError, IncompleteClearError, storage_errors
 
+if TYPE_CHECKING:
+    from fsspec.callbacks import Callback
+
 logger = logging.getLogger("checkpoint_store")
+
+PAGES_AT_ONCE = 4
+"""While one page is deleted, which takes the longest, the next are listed."""
 
 TRIES = 10
 """Swaps of one record before giving up. Each that fails means that somebody else's succeeded."""
@@ -82,7 +90,13 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
     )
 
 
-def collect(filesystem: Filesystem, workflow_id: str, *, cleared: bool = False) -> int:
+def collect(
+    filesystem: Filesystem,
+    workflow_id: str,
+    *,
+    cleared: bool = False,
+    callback: Callback | None = None,
+) -> int:
     """Deletes the files of retired generations and returns the number of checkpoints among them.
 
     Without a record nothing is deleted, except that after a `clear` everything is.
@@ -91,26 +105,38 @@ def collect(filesystem: Filesystem, workflow_id: str, *, cleared: bool = False) 
     removed = 0
     failures: dict[str, str] = {}
 
-    def delete(keys: list[str]) -> None:
-        nonlocal removed
-        if keys:
-            failed = filesystem.delete(keys)
-            removed += sum(key not in failed and _is_checkpoint(key) for key in keys)
-            failures.update(failed)
+    def sweep(names: list[str]) -> tuple[list[str], dict[str, str]] | None:
+        files = [(name, parsed[1]) for name in names if (parsed := parse_file_name(name))]
+        if not files:
+            return [], {}
+        # Read after the page was listed, it knows every generation of which a file is on it.
+        record = read_record(filesystem, workflow_id)
+        if record is None and not cleared:
+            return None
+        live = () if record is None else (record.token, record.base)
+        return delete([f"{folder}/{name}" for name, token in files if token not in live])
 
-    with storage_errors(f"collecting workflow {workflow_id!r}"):
-        for names in filesystem.pages(folder):
-            files = [(name, parsed[1]) for name in names if (parsed := parse_file_name(name))]
-            if not files:
-                continue
-            record = read_record(filesystem, workflow_id)
-            if record is None and not cleared:
-                break
-            live = () if record is None else (record.token, record.base)
-            delete([f"{folder}/{name}" for name, token in files if token not in live])
-        else:
-            for keys in filesystem.leftovers(folder):
-                delete(keys)
+    def delete(keys: list[str]) -> tuple[list[str], dict[str, str]]:
+        return keys, filesystem.delete(keys) if keys else {}
+
+    def outcomes() -> Iterator[tuple[list[str], dict[str, str]] | None]:
+        with storage_errors(f"collecting workflow {workflow_id!r}"):
+            sweeps = filesystem.each(sweep, filesystem.pages(folder), at_most=PAGES_AT_ONCE)
+            removals = filesystem.each(delete, filesystem.leftovers(folder), at_most=1)
+            for _, outcome in chain(sweeps, removals):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
+
+    for outcome in outcomes():
+        if outcome is None:
+            break
+        keys, failed = outcome
+        gone = sum(key not in failed and _is_checkpoint(key) for key in keys)
+        removed += gone
+        failures.update(failed)
+        if callback is not None:
+            callback.relative_update(gone)
     if failures:
         raise IncompleteClearError(
             f"workflow {workflow_id!r}: {len(failures)} files could not be deleted, such as "
@@ -120,11 +146,11 @@ def collect(filesystem: Filesystem, workflow_id: str, *, cleared: bool = False) 
     return removed
 
 
-def clear(filesystem: Filesystem, workflow_id: str) -> int:
+def clear(filesystem: Filesystem, workflow_id: str, *, callback: Callback | None = None) -> int:
     """Removes a workflow and returns the number of checkpoint files that went."""
     with storage_errors(f"clearing workflow {workflow_id!r}"):
         filesystem.detach(_folder(workflow_id), RECORD)
-    return collect(filesystem, workflow_id, cleared=True)
+    return collect(filesystem, workflow_id, cleared=True, callback=callback)
 
 
 def read_version(

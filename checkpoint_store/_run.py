@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast, overload
 
 from ._filesystems.base import Filesystem
 from ._frame import Data, FrameReader, FrameWriter, Header, decode_frame, encode_frame
@@ -16,6 +15,9 @@ from ._policy import Decision
 from ._protocol import read_record
 from ._serializer import Serializer
 from .errors import CheckpointNotFoundError, CheckpointStoreError, StorageError, storage_errors
+
+if TYPE_CHECKING:
+    from fsspec.callbacks import Callback
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -120,26 +122,35 @@ class Run:
         reader = FrameReader(source, header, partial(storage_errors, header))
         return cast(BinaryIO, io.BufferedReader(reader, 1024 * 1024))
 
-    def read_many(self, tasks: Iterable[str] | None = None) -> dict[str, bytes]:
-        """The bytes of those checkpoints that are there, in the order asked; None asks for all."""
-        return {task: payload for task, (_, payload) in self._read_many(tasks).items()}
+    def read_many(
+        self, tasks: Iterable[str] | None = None, *, callback: Callback | None = None
+    ) -> dict[str, bytes]:
+        """The bytes of those checkpoints that are there, in the order asked; None asks for all.
 
-    def load_many(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
+        `callback` is told of the progress, as those of fsspec are: `TqdmCallback` shows a bar.
+        """
+        found = self._read_many(tasks, callback)
+        return {task: payload for task, (_, payload) in found.items()}
+
+    def load_many(
+        self, tasks: Iterable[str] | None = None, *, callback: Callback | None = None
+    ) -> dict[str, Any]:
         """The objects of those checkpoints that are there, as `read_many` reads them."""
-        found = self._read_many(tasks).items()
+        found = self._read_many(tasks, callback).items()
         return {task: self._serializer.loads(header, payload) for task, (header, payload) in found}
 
-    def write_many(self, payloads: Mapping[str, Data]) -> None:
+    def write_many(self, payloads: Mapping[str, Data], *, callback: Callback | None = None) -> None:
         """Stores bytes for several tasks at once.
 
         It is not one transaction: all are tried, and `StorageError` then names in `failures` those
-        that were not written.
+        that were not written. `callback` is told of the progress.
         """
-        self._write_many([(self._header(task), _flat(data)) for task, data in payloads.items()])
+        items = [(self._header(task), _flat(data)) for task, data in payloads.items()]
+        self._write_many(items, callback)
 
-    def dump_many(self, values: Mapping[str, Any]) -> None:
+    def dump_many(self, values: Mapping[str, Any], *, callback: Callback | None = None) -> None:
         """Stores several objects as `write_many` does, or none of them if one cannot be dumped."""
-        self._write_many([self._dumped(task, value) for task, value in values.items()])
+        self._write_many([self._dumped(task, value) for task, value in values.items()], callback)
 
     def is_current(self) -> bool:
         """Whether this generation still is the workflow's, or was reset or cleared meanwhile."""
@@ -186,7 +197,9 @@ class Run:
         with storage_errors(header):
             return decode_frame(file, header)
 
-    def _read_many(self, tasks: Iterable[str] | None) -> dict[str, tuple[Header, bytes]]:
+    def _read_many(
+        self, tasks: Iterable[str] | None, callback: Callback | None
+    ) -> dict[str, tuple[Header, bytes]]:
         if isinstance(tasks, str):
             raise TypeError(f"tasks must be a collection of names, such as [{tasks!r}]")
         wanted = (
@@ -194,20 +207,52 @@ class Run:
             if tasks is None
             else {task: self._generations(task) for task in tasks}
         )
-        found = self._map(_unless_missing(self._read), wanted.values())
-        return {task: result for task, result in zip(wanted, found, strict=True) if result}
+        if callback is not None:
+            callback.set_size(len(wanted))
+        found: dict[str, tuple[Header, bytes]] = {}
+        remaining = list(wanted.values())
+        while remaining:
+            older = []
+            keys = [self._key(headers[0]) for headers in remaining]
+            for index, file in self._many(self._filesystem.read_many, keys):
+                header, *rest = remaining[index]
+                with storage_errors(header):
+                    if not isinstance(file, Exception):
+                        found[header.task] = decode_frame(file, header)
+                    elif not isinstance(file, FileNotFoundError):
+                        raise file
+                    elif rest:
+                        older.append(rest)
+                        continue
+                if callback is not None:
+                    callback.relative_update()
+            remaining = older
+        return {task: found[task] for task in wanted if task in found}
 
     def _write(self, header: Header, data: Data) -> None:
         parts = encode_frame(header, data)
         with storage_errors(header):
             self._filesystem.write(self._key(header), parts)
 
-    def _write_many(self, items: Sequence[tuple[Header, Data]]) -> None:
-        outcomes = self._map(self._try_to_write, items)
-        failed = {
-            header.task: error for (header, _), error in zip(items, outcomes, strict=True) if error
-        }
+    def _write_many(self, items: Sequence[tuple[Header, Data]], callback: Callback | None) -> None:
+        if callback is not None:
+            callback.set_size(len(items))
+        files = ((self._key(header), encode_frame(header, data)) for header, data in items)
+        failed: dict[str, CheckpointStoreError] = {}
+        for index, error in self._many(self._filesystem.write_many, files):
+            header, _ = items[index]
+            try:
+                with storage_errors(header):
+                    if error is not None:
+                        raise error
+            except CheckpointStoreError as explained:
+                failed[header.task] = explained
+            if callback is not None:
+                callback.relative_update()
         if failed:
+            failed = {
+                header.task: failed[header.task] for header, _ in items if header.task in failed
+            }
             reasons = {task: str(error) for task, error in failed.items()}
             raise StorageError(
                 f"{len(failed)} of {len(items)} checkpoints of workflow {self.workflow_id!r} were "
@@ -216,19 +261,10 @@ class Run:
                 failures=reasons,
             ) from next(iter(failed.values()))
 
-    def _try_to_write(self, item: tuple[Header, Data]) -> CheckpointStoreError | None:
-        try:
-            self._write(*item)
-        except CheckpointStoreError as error:
-            return error
-        return None
-
-    def _map(self, function: Callable[[T], R], items: Collection[T]) -> list[R]:
-        workers = min(self._filesystem.max_concurrency, len(items))
-        if workers < 2:
-            return [function(item) for item in items]
-        with ThreadPoolExecutor(workers, thread_name_prefix="checkpoint_store") as pool:
-            return list(pool.map(function, items))
+    def _many(self, call: Callable[[Iterable[T]], Iterator[R]], items: Iterable[T]) -> Iterator[R]:
+        # A generator, so that nothing is caught of what the loop over it does, such as a callback.
+        with storage_errors(f"several checkpoints of workflow {self.workflow_id!r}"):
+            yield from call(items)
 
     def _dumped(self, task: str, value: object) -> tuple[Header, Data]:
         header = self._header(task)
@@ -242,13 +278,3 @@ def _flat(data: Data) -> memoryview:
         return memoryview(data).cast("B")
     except TypeError as error:
         raise TypeError(f"a checkpoint is bytes: encode it, or dump an object ({error})") from None
-
-
-def _unless_missing(function: Callable[[T], R]) -> Callable[[T], R | None]:
-    def call(item: T) -> R | None:
-        try:
-            return function(item)
-        except CheckpointNotFoundError:
-            return None
-
-    return call

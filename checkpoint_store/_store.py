@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
 
 from . import _protocol
+from ._description import Description, describe, last_written
 from ._filesystems import connect
 from ._names import RECORD, decode_name, parse_file_name
 from ._policy import Decision, changed_error
@@ -15,6 +17,9 @@ from ._record import Record, change_of, check_fingerprint, label, new_record
 from ._run import Run
 from ._serializer import Serializer
 from .errors import CorruptRecordError, storage_errors
+
+if TYPE_CHECKING:
+    from fsspec.callbacks import Callback
 
 
 class CheckpointStore:
@@ -129,22 +134,23 @@ class CheckpointStore:
         record = _protocol.change_record(self._filesystem, workflow_id, propose)
         return self._bind(record, record.fingerprint, None)
 
-    def clear(self, workflow_id: str) -> int:
+    def clear(self, workflow_id: str, *, callback: Callback | None = None) -> int:
         """Removes a workflow, its record first, and returns the number of checkpoint files gone.
 
         Interrupted anywhere, it can be called again. It writes nothing, so a full disk is no
         obstacle. Another workflow is never touched, whatever its name. Files that could not be
-        deleted are `IncompleteClearError`; they are out of reach all the same.
+        deleted are `IncompleteClearError`; they are out of reach all the same. `callback`, one of
+        fsspec's such as `TqdmCallback`, is told of the files that went.
         """
-        return _protocol.clear(self._filesystem, workflow_id)
+        return _protocol.clear(self._filesystem, workflow_id, callback=callback)
 
-    def collect(self, workflow_id: str) -> int:
+    def collect(self, workflow_id: str, *, callback: Callback | None = None) -> int:
         """Deletes the files of generations that a reset retired, and returns how many went.
 
         A reset does it by itself; this is for what it left behind when it was interrupted, or what
         late workers wrote since. Files that any run may still come to read are kept.
         """
-        return _protocol.collect(self._filesystem, workflow_id)
+        return _protocol.collect(self._filesystem, workflow_id, callback=callback)
 
     def workflows(self) -> Iterator[str]:
         """The ids of all workflows of which there is a file, lazily and in no order.
@@ -156,6 +162,45 @@ class CheckpointStore:
                 workflow_id = decode_name(folder)
                 if workflow_id is not None and any(map(_is_ours, names)):
                     yield workflow_id
+
+    def describe(self, workflow_id: str) -> Description:
+        """What there is of a workflow: number, size and age of its files. Print it."""
+        return describe(self._filesystem, workflow_id)
+
+    def prune(
+        self, older_than: timedelta, *, dry_run: bool = False, callback: Callback | None = None
+    ) -> list[str]:
+        """Clears every workflow whose newest file was written longer ago than `older_than`.
+
+        It returns their ids; with `dry_run` they are only named. A workflow goes whole or not at
+        all, and is looked at again just before. This is a tool for operators: it compares the
+        storage's clock with that of this machine, and cannot know of a run that is about to write,
+        so choose an age that no run reaches. `callback` is told of the workflows that were seen.
+        """
+        if not isinstance(older_than, timedelta):
+            raise TypeError(f"older_than must be a timedelta, not {older_than!r}")
+
+        def is_old(workflow_id: str) -> bool:
+            written = last_written(self._filesystem, workflow_id)
+            return written is not None and written < datetime.now(UTC) - older_than
+
+        workflow_ids = list(self.workflows())
+        if callback is not None:
+            callback.set_size(len(workflow_ids))
+        old = []
+        for workflow_id in workflow_ids:
+            if is_old(workflow_id):
+                old.append(workflow_id)
+            if callback is not None:
+                callback.relative_update()
+        if dry_run:
+            return old
+        pruned = []
+        for workflow_id in old:
+            if is_old(workflow_id):  # Deleting the others may have taken long.
+                self.clear(workflow_id)
+                pruned.append(workflow_id)
+        return pruned
 
     def _bind(self, record: Record, fingerprint: str | None, decision: Decision | None) -> Run:
         return Run(

@@ -4,7 +4,10 @@ import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from typing import Any, BinaryIO, Literal, assert_type
+
+from fsspec.callbacks import Callback
 
 import checkpoint_store
 from checkpoint_store import (
@@ -12,6 +15,7 @@ from checkpoint_store import (
     CheckpointStore,
     CheckpointStoreError,
     Decision,
+    Description,
     FingerprintError,
     IncompleteClearError,
     InputChange,
@@ -98,6 +102,20 @@ def running(run: Run, data: bytes | bytearray | memoryview, model: Model) -> Non
     run.open("task", "r")  # type: ignore[call-overload]
     run.write("task", "text")  # type: ignore[arg-type]
     run.token = "other"  # type: ignore[misc]
+
+
+def retaining(store: CheckpointStore, description: Description, callback: Callback) -> None:
+    assert_type(store.describe("wf"), Description)
+    assert_type(store.prune(timedelta(days=30), dry_run=True, callback=callback), list[str])
+    assert_type(store.clear("wf", callback=callback), int)
+    assert_type(description.workflow_id, str)
+    assert_type(description.fingerprint, str | None)
+    assert_type(description.tasks, int)
+    assert_type(description.retired, int)
+    assert_type(description.size, int)
+    assert_type(description.newest, datetime | None)
+    assert_type(description.oldest, datetime | None)
+    store.prune(30)  # type: ignore[arg-type]
 
 
 def deciding(decision: Decision, change: InputChange) -> None:

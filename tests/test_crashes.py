@@ -34,7 +34,7 @@ from checkpoint_store import (
     resume,
 )
 from checkpoint_store._filesystems import generic, local
-from checkpoint_store._filesystems.base import Filesystem, Stored
+from checkpoint_store._filesystems.base import Entry, Filesystem, Stored
 from checkpoint_store._filesystems.generic import GenericFilesystem
 from checkpoint_store._frame import TRAILER_BYTES, Data, Source, Upload
 from checkpoint_store._names import RECORD, parse_file_name
@@ -162,6 +162,9 @@ class Tapped(Filesystem):
         pages = self.inner.pages(folder)
         while page := self.tap("page", lambda: next(pages, None)):
             yield page
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        return self.inner.entries(folder)
 
     def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
         return self.inner.folders()

@@ -40,13 +40,23 @@ ALLOWED: dict[str, set[str]] = {
     # Records, files and runs, and no policy.
     "_protocol": {"errors", "_names", "_record", "_filesystems.base"},
     "_run": PURE | {"_filesystems.base", "_protocol", "_serializer"},
-    "_store": PURE | FILESYSTEMS | {"_protocol", "_serializer", "_run"},
+    "_description": {"errors", "_names", "_protocol", "_filesystems.base"},
+    "_store": PURE | FILESYSTEMS | {"_protocol", "_serializer", "_run", "_description"},
     "_resume": PURE | {"_protocol", "_run", "_store"},
     # What people run.
     "_demo": {"errors", "_policy", "_resume", "_store"},
     "_check": {"errors", "_names", "_store"} | FILESYSTEMS,
     "__main__": {"errors", "_check", "_demo", "_resume", "_store", "_policy"} | FILESYSTEMS,
-    "__init__": {"errors", "_fingerprint", "_policy", "_record", "_resume", "_run", "_store"},
+    "__init__": {
+        "errors",
+        "_description",
+        "_fingerprint",
+        "_policy",
+        "_record",
+        "_resume",
+        "_run",
+        "_store",
+    },
 }
 
 # What a run and a store may know of policies: how a decision looks, and its error.

@@ -258,6 +258,9 @@ class Recorder:
     def leftovers(self, folder: str) -> Iterator[list[str]]:
         return self._filesystem.leftovers(folder)
 
+    def each(self, *arguments: Any, **options: Any) -> Iterator[tuple[int, Any]]:
+        return self._filesystem.each(*arguments, **options)
+
     def _noting(self, name: str, primitive: Any) -> Any:
         def call(*arguments: Any) -> Any:
             keys = arguments[0] if name == "delete" else [arguments[-1 if name == "detach" else 0]]

@@ -23,36 +23,46 @@ from checkpoint_store import CheckpointStore, CheckpointStoreError, Decision, In
 
 PUBLIC = [
     *("CheckpointNotFoundError", "CheckpointStore", "CheckpointStoreError", "ContentionError"),
-    *("CorruptCheckpointError", "CorruptRecordError", "Decision", "FingerprintError"),
-    *("IncompleteClearError", "InputChange", "InputChangedError", "InvalidNameError"),
-    *("InvalidPolicyError", "InvalidURLError", "Run", "SerializationError", "StorageError"),
+    *("CorruptCheckpointError", "CorruptRecordError", "Decision", "Description"),
+    *("FingerprintError", "IncompleteClearError", "InputChange", "InputChangedError"),
+    *(
+        "InvalidNameError",
+        "InvalidPolicyError",
+        "InvalidURLError",
+        "Run",
+        "SerializationError",
+        "StorageError",
+    ),
     *("UnsupportedFormatError", "fingerprint", "plan", "register", "resume"),
 ]
 
 SIGNATURES = {
     "CheckpointStore": "(url, *, serializer=json, durable=True, max_concurrency=32, "
     "storage_options=None)",
-    "CheckpointStore.clear": "(self, workflow_id)",
+    "CheckpointStore.clear": "(self, workflow_id, *, callback=None)",
     "CheckpointStore.close": "(self)",
-    "CheckpointStore.collect": "(self, workflow_id)",
+    "CheckpointStore.collect": "(self, workflow_id, *, callback=None)",
+    "CheckpointStore.describe": "(self, workflow_id)",
+    "CheckpointStore.prune": "(self, older_than, *, dry_run=False, callback=None)",
     "CheckpointStore.read_fingerprint": "(self, workflow_id)",
     "CheckpointStore.run": "(self, workflow_id, *, fingerprint=None)",
     "CheckpointStore.workflows": "(self)",
     "CheckpointStore.write_fingerprint": "(self, workflow_id, fingerprint)",
     "Decision": "(action, policy, stored, current, change)",
+    "Description": "(workflow_id, fingerprint, tasks, retired, size, oldest, newest)",
     "InputChange": "(added, removed, changed, reason)",
     "Run.delete": "(self, task)",
     "Run.dump": "(self, task, value)",
-    "Run.dump_many": "(self, values)",
+    "Run.dump_many": "(self, values, *, callback=None)",
     "Run.is_current": "(self)",
     "Run.load": "(self, task)",
-    "Run.load_many": "(self, tasks=None)",
+    "Run.load_many": "(self, tasks=None, *, callback=None)",
     "Run.open": "(self, task, mode='rb')",
     "Run.read": "(self, task)",
-    "Run.read_many": "(self, tasks=None)",
+    "Run.read_many": "(self, tasks=None, *, callback=None)",
     "Run.tasks": "(self)",
     "Run.write": "(self, task, data)",
-    "Run.write_many": "(self, payloads)",
+    "Run.write_many": "(self, payloads, *, callback=None)",
     "fingerprint": "(inputs, *, ignore=())",
     "plan": "(store, workflow_id, inputs=…, *, fingerprint=None, on_input_change=None, ignore=())",
     "register": "(cls, encode, *, tag=None)",
@@ -62,6 +72,7 @@ SIGNATURES = {
 ATTRIBUTES = {
     "CheckpointStore": {"url", "conditional_writes"},
     "Decision": {"action", "policy", "stored", "current", "change"},
+    "Description": {"workflow_id", "fingerprint", "tasks", "retired", "size", "oldest", "newest"},
     "InputChange": {"added", "removed", "changed", "reason"},
     "Run": {"workflow_id", "fingerprint", "token", "decision"},
 }
@@ -131,7 +142,12 @@ def test_every_public_callable_has_its_signature_here() -> None:
         for name in members(kind)
         if inspect.isfunction(vars(kind)[name])
     }
-    assert functions | methods | {"CheckpointStore", "Decision", "InputChange"} == set(SIGNATURES)
+    assert functions | methods | {
+        "CheckpointStore",
+        "Decision",
+        "Description",
+        "InputChange",
+    } == set(SIGNATURES)
 
 
 @pytest.mark.parametrize(("name", "expected"), ATTRIBUTES.items())

@@ -231,7 +231,8 @@ def test_listing_collecting_and_resetting_cost_what_the_pages_cost(
     assert requests(lambda: store.collect("wf")) == " ".join(live)
     reset = ["GET", "PUT", *(["LIST", "GET", "DELETE"] * p if n else ["LIST"])]
     counted = requests(lambda: resume(store, "wf", OTHER_INPUTS, on_input_change="reset"))
-    assert counted == " ".join(reset)
+    # The pages overlap, so their requests are in no order.
+    assert sorted(counted.split()) == sorted(reset)
     assert len(backend.keys()) == 2
 
 
@@ -242,7 +243,9 @@ def test_clearing_costs_what_the_pages_cost(
     plant(backend, run, n)
     # The record goes first and is on no page any more: 1,000 checkpoints are one page, not two.
     each = ["LIST", "GET", "DELETE"] * pages(n) if n else ["LIST"]
-    assert requests(lambda: store.clear("wf")) == " ".join(["DELETE", *each])
+    counted = requests(lambda: store.clear("wf"))
+    assert counted.startswith("DELETE LIST")
+    assert sorted(counted.split()) == sorted(["DELETE", *each])
     assert len(backend.keys()) == 1
     assert requests(lambda: store.clear("wf")) == "DELETE LIST"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from .._frame import Contents, Data, Source, Upload
 
@@ -18,11 +19,24 @@ PAGE = 1000
 """Names a page, as S3 lists and deletes them."""
 
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
 class Stored(NamedTuple):
     """A small file as it was read, for a later `swap`."""
 
     data: bytes
     etag: str = ""
+
+
+class Entry(NamedTuple):
+    """A file in a folder: its size in bytes, and the time of its last change since the epoch in
+    seconds, or None if the storage does not tell."""
+
+    name: str
+    size: int
+    written: float | None
 
 
 def write_all(descriptor: int, data: Data) -> None:
@@ -42,6 +56,11 @@ def upload_all(upload: Upload, parts: Sequence[Data]) -> None:
     except BaseException:
         upload.discard()
         raise
+
+
+def _finished(running: dict[Future[_R], int]) -> Iterator[tuple[int, _R]]:
+    for future in wait(running, return_when=FIRST_COMPLETED).done:
+        yield running.pop(future), future.result()
 
 
 @lru_cache(maxsize=32)
@@ -108,6 +127,10 @@ class Filesystem(ABC):
         """The names of the files in a folder, a page at a time; none if there is no folder."""
 
     @abstractmethod
+    def entries(self, folder: str) -> Iterator[Entry]:
+        """The files in a folder; none if there is no folder."""
+
+    @abstractmethod
     def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
         """Every folder, lazily, with the names of its files, to be read before the next folder."""
 
@@ -116,6 +139,46 @@ class Filesystem(ABC):
 
     @abstractmethod
     def open_write(self, key: str) -> Upload: ...
+
+    def read_many(self, keys: Iterable[str]) -> Iterator[tuple[int, Contents | Exception]]:
+        """What `read` returns or raises for `each` key."""
+        return self.each(self.read, keys)
+
+    def write_many(
+        self, files: Iterable[tuple[str, Sequence[Data]]]
+    ) -> Iterator[tuple[int, Exception | None]]:
+        """What `write` returns or raises for `each` file."""
+        return self.each(lambda file: self.write(*file), files)
+
+    def each(
+        self, call: Callable[[_T], _R], items: Iterable[_T], *, at_most: int | None = None
+    ) -> Iterator[tuple[int, _R | Exception]]:
+        """What `call` returns or raises for each item, with its position, as it becomes known.
+
+        Up to `max_concurrency` calls are made at once, and items are taken as calls can begin.
+        """
+
+        def outcome(item: _T) -> _R | Exception:
+            try:
+                return call(item)
+            except Exception as error:  # noqa: BLE001
+                return error
+
+        workers = min(self.max_concurrency, at_most or self.max_concurrency)
+        if workers == 1:
+            yield from enumerate(map(outcome, items))
+            return
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="checkpoint_store")
+        running: dict[Future[_R | Exception], int] = {}
+        try:
+            for index, item in enumerate(items):
+                running[pool.submit(outcome, item)] = index
+                if len(running) == workers:
+                    yield from _finished(running)
+            while running:
+                yield from _finished(running)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def detach(self, folder: str, record: str) -> None:
         """The moment in which a folder is cleared: its record goes, before or with its files."""

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -13,7 +14,7 @@ import fsspec
 import fsspec.asyn
 
 from .._frame import Data, Source, Upload
-from .base import PAGE, SMALL_BYTES, Filesystem, Stored, write_all
+from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, write_all
 
 if hasattr(os, "register_at_fork"):
     # A lock held by another thread at the time of the fork would stay locked in the child.
@@ -92,6 +93,11 @@ class GenericFilesystem(Filesystem):
         while page := list(islice(names, PAGE)):
             yield page
 
+    def entries(self, folder: str) -> Iterator[Entry]:
+        for entry in self._list(self._path(folder)):
+            if entry["type"] == "file":
+                yield Entry(_name(entry), entry.get("size") or 0, _written(entry))
+
     def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
         for entry in self._list(self._path()):
             if entry["type"] == "directory":
@@ -163,6 +169,20 @@ class _SpooledUpload:
         if descriptor >= 0:
             os.close(descriptor)
             os.unlink(self._path)
+
+
+def _written(entry: Mapping[str, Any]) -> float | None:
+    # fsspec has no common name for it.
+    for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+        match entry.get(name):
+            case datetime() as when:
+                return when.timestamp()
+            case int() | float() as seconds:
+                return float(seconds)
+            case str() as text:
+                with suppress(ValueError):
+                    return datetime.fromisoformat(text).timestamp()
+    return None
 
 
 def _name(entry: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from .._frame import Contents, Data, Source, Upload
 from .._names import decode_name, parse_file_name
 from ..errors import ContentionError, InvalidNameError
-from .base import PAGE, SMALL_BYTES, Filesystem, Stored, upload_all, write_all
+from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all, write_all
 
 if sys.platform != "win32":
     import fcntl
@@ -96,9 +96,17 @@ class LocalFilesystem(Filesystem):
     def pages(self, folder: str) -> Iterator[list[str]]:
         path = os.path.join(self.root, folder)
         _refuse_link(path)
-        names = _files(path)
+        names = (entry.name for entry in _files(path))
         while page := list(islice(names, PAGE)):
             yield page
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        path = os.path.join(self.root, folder)
+        _refuse_link(path)
+        for entry in _files(path):
+            with suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                yield Entry(entry.name, found.st_size, found.st_mtime)
 
     def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
         retired: dict[str, list[str]] = {}
@@ -167,7 +175,8 @@ class LocalFilesystem(Filesystem):
                 _sweep(path)
 
     def _names(self, folders: Sequence[str]) -> Iterator[str]:
-        return chain.from_iterable(_files(os.path.join(self.root, path)) for path in folders)
+        files = chain.from_iterable(_files(os.path.join(self.root, path)) for path in folders)
+        return (entry.name for entry in files)
 
     def _path(self, key: str) -> str:
         *folders, name = key.split("/")
@@ -366,8 +375,8 @@ def _subfolders(path: str) -> Iterator[str]:
     return (entry.name for entry in _entries(path) if entry.is_dir(follow_symlinks=False))
 
 
-def _files(path: str) -> Iterator[str]:
-    return (entry.name for entry in _entries(path) if entry.is_file(follow_symlinks=False))
+def _files(path: str) -> Iterator[os.DirEntry[str]]:
+    return (entry for entry in _entries(path) if entry.is_file(follow_symlinks=False))
 
 
 def _entries(path: str) -> Iterator[os.DirEntry[str]]:

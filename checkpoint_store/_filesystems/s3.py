@@ -13,9 +13,11 @@ import io
 import logging
 import os
 import weakref
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count, groupby
+from queue import SimpleQueue
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -24,7 +26,7 @@ import fsspec.config
 
 from .._frame import Data, Source, Upload
 from . import generic  # noqa: F401 - after a fork it resets fsspec's loop
-from .base import PAGE, SMALL_BYTES, Filesystem, Stored, upload_all
+from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all
 
 _T = TypeVar("_T")
 
@@ -39,6 +41,8 @@ _CONFIG = {
     "retries": {"mode": "standard", "total_max_attempts": 5},
     # No limit: open streams hold connections, and a call that waits for one would wait for ever.
     "max_pool_connections": 0,
+    # botocore would compose one for every request, which takes a sixth of its time.
+    "user_agent": "checkpoint_store",
 }
 
 _REMEDIES = {
@@ -103,7 +107,12 @@ class S3Filesystem(Filesystem):
 
     def read(self, key: str) -> bytes:
         client = self._client
-        return client.run(client.get(self._root + key)).data
+        return client.run(client.read(self._root + key))
+
+    def read_many(self, keys: Iterable[str]) -> Iterator[tuple[int, bytes | Exception]]:
+        client = self._client
+        requests = (client.read(self._root + key) for key in keys)
+        return client.run_each(requests, self.max_concurrency)
 
     def read_small(self, key: str) -> Stored:
         client = self._client
@@ -118,10 +127,15 @@ class S3Filesystem(Filesystem):
         return client.run(client.contains(self._root + key))
 
     def write(self, key: str, parts: Sequence[Data]) -> None:
-        if sum(map(len, parts)) <= _PUT_BYTES:
-            self._request("put_object", Key=self._root + key, Body=_body(parts))
-        else:
-            upload_all(self.open_write(key), parts)
+        client = self._client
+        client.run(client.write(self._root + key, parts))
+
+    def write_many(
+        self, files: Iterable[tuple[str, Sequence[Data]]]
+    ) -> Iterator[tuple[int, Exception | None]]:
+        client = self._client
+        requests = (client.write(self._root + key, parts) for key, parts in files)
+        return client.run_each(requests, self.max_concurrency)
 
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
         condition = {"IfNoneMatch": "*"} if old is None else {"IfMatch": old.etag}
@@ -150,25 +164,36 @@ class S3Filesystem(Filesystem):
         return failures
 
     def pages(self, folder: str) -> Iterator[list[str]]:
-        for keys in self._list(f"{self._root}{folder}/"):
-            names = [key for key in keys if key and "/" not in key]
+        for page in self._list(f"{self._root}{folder}/"):
+            names = [file.name for file in page if file.name and "/" not in file.name]
             if names:
                 yield names
 
+    def entries(self, folder: str) -> Iterator[Entry]:
+        for page in self._list(f"{self._root}{folder}/"):
+            yield from (file for file in page if file.name and "/" not in file.name)
+
     def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
-        paths = (key.split("/") for keys in self._list(self._root) for key in keys)
+        paths = (file.name.split("/") for page in self._list(self._root) for file in page)
         files = (path for path in paths if len(path) == 2 and all(path))
         for folder, group in groupby(files, lambda path: path[0]):
             yield folder, (name for _, name in group)
 
-    def _list(self, prefix: str) -> Iterator[list[str]]:
-        """What follows `prefix` in the keys that have it, a page at a time."""
+    def _list(self, prefix: str) -> Iterator[list[Entry]]:
+        """The objects whose keys have this prefix, under what follows it, a page at a time."""
         start: dict[str, str] = {}
         while True:
             reply = self._request("list_objects_v2", Prefix=prefix, MaxKeys=PAGE, **start)
             if "IsTruncated" not in reply:
                 raise OSError("an empty reply: take away what answers in place of S3")
-            yield [item["Key"].removeprefix(prefix) for item in reply.get("Contents", ())]
+            yield [
+                Entry(
+                    item["Key"].removeprefix(prefix),
+                    item.get("Size", 0),
+                    item["LastModified"].timestamp() if "LastModified" in item else None,
+                )
+                for item in reply.get("Contents", ())
+            ]
             if not reply.get("IsTruncated"):
                 return
             start = {"ContinuationToken": reply["NextContinuationToken"]}
@@ -213,6 +238,44 @@ class _Client:
         self._finalizer: weakref.finalize[[int, Any, Any], _Client] | None = None
 
     def run(self, request: Coroutine[Any, Any, _T]) -> _T:
+        future = self._begin(request)
+        try:
+            return future.result()
+        except Exception as error:  # noqa: BLE001
+            explained = self._explained(error)
+            raise explained from explained.__cause__
+        finally:
+            future.cancel()  # After a KeyboardInterrupt the request must not go on.
+
+    def run_each(
+        self, requests: Iterable[Coroutine[Any, Any, _T]], at_most: int
+    ) -> Iterator[tuple[int, _T | Exception]]:
+        """What each request returns or raises, with its position, as it becomes known."""
+        # Without a thread for each, which takes a third longer.
+        numbered = enumerate(requests)
+        outcomes: SimpleQueue[tuple[int, _T | Exception] | None] = SimpleQueue()
+
+        async def work() -> None:
+            for index, request in numbered:
+                try:
+                    outcomes.put((index, await request))
+                except Exception as error:  # noqa: BLE001
+                    outcomes.put((index, self._explained(error)))
+
+        async def work_all() -> None:
+            try:
+                await asyncio.gather(*(work() for _ in range(at_most)))
+            finally:
+                outcomes.put(None)
+
+        future = self._begin(work_all())
+        try:
+            yield from iter(outcomes.get, None)
+            future.result()
+        finally:
+            future.cancel()
+
+    def _begin(self, request: Coroutine[Any, Any, _T]) -> Future[_T]:
         if self.process != os.getpid() or _running_loop() is self.loop:
             request.close()
             raise RuntimeError(
@@ -220,16 +283,23 @@ class _Client:
                 if self.process != os.getpid()
                 else "a call in fsspec's own event loop would block it: use asyncio.to_thread"
             )
-        future = asyncio.run_coroutine_threadsafe(request, self.loop)
-        try:
-            return future.result()
-        except Exception as error:
-            explained = _explained(error)
-            if explained is None:
-                raise
-            raise explained from error
-        finally:
-            future.cancel()  # After a KeyboardInterrupt the request must not go on.
+        return asyncio.run_coroutine_threadsafe(request, self.loop)
+
+    def _explained(self, error: Exception) -> Exception:
+        """What to raise for an error: another, with this as its cause, if it needs explaining."""
+        status, code, message = _answer(error)
+        if not status and code not in _REMEDIES:
+            return error
+        text = message.rstrip(".")
+        if status:
+            text = f"S3 answered {status} {code} for bucket {self._bucket!r}: {text}"
+        if remedy := _REMEDIES.get(code):
+            text = f"{text}: {remedy}"
+        explained = PermissionError(text) if status in (401, 403) else OSError(text)
+        if code == "NoSuchKey" and getattr(error, "operation_name", "") == "GetObject":
+            explained = FileNotFoundError(message)
+        explained.__cause__ = error
+        return explained
 
     async def call(self, operation: str, **parameters: Any) -> Any:
         async with self._connecting:
@@ -255,6 +325,15 @@ class _Client:
     def close(self) -> None:
         if self._finalizer:
             self._finalizer()
+
+    async def read(self, key: str) -> bytes:
+        return (await self.get(key)).data
+
+    async def write(self, key: str, parts: Sequence[Data]) -> None:
+        if sum(map(len, parts)) <= _PUT_BYTES:
+            await self.call("put_object", Key=key, Body=_body(parts))
+        else:
+            await asyncio.to_thread(upload_all, _Upload(self, key), parts)
 
     async def get(self, key: str, size: int | None = None, **parameters: Any) -> Stored:
         for attempt in count(1):
@@ -442,16 +521,3 @@ def _answer(error: BaseException | None) -> tuple[int, str, str]:
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     details = response.get("Error", {})
     return status, str(details.get("Code", "")), str(details.get("Message", ""))
-
-
-def _explained(error: Exception) -> OSError | None:
-    """What to raise in place of an error of botocore's, if it has an answer or a remedy."""
-    status, code, message = _answer(error)
-    if code == "NoSuchKey" and getattr(error, "operation_name", "") == "GetObject":
-        return FileNotFoundError(message)
-    if not status and code not in _REMEDIES:
-        return None
-    text = f"S3 answered {status} {code}: {message}" if status else message
-    remedy = _REMEDIES.get(code)
-    text = f"{text.rstrip('.')}: {remedy}" if remedy else text
-    return PermissionError(text) if status in (401, 403) else OSError(text)

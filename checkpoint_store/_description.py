@@ -1,0 +1,88 @@
+"""What there is of a workflow, for a person to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ._filesystems.base import Entry, Filesystem
+from ._names import RECORD, encode_name, parse_file_name
+from ._protocol import read_record
+from .errors import StorageError, storage_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A workflow's files, as `CheckpointStore.describe` found them. `str` makes a line of it.
+
+    fingerprint
+        The recorded one, or None if there is no record or none in it.
+    tasks
+        How many tasks have a checkpoint.
+    retired
+        How many checkpoint files are of generations that a reset has retired: `collect` deletes
+        them.
+    size
+        Bytes of all files, the record included.
+    oldest, newest
+        When the first and the last of the files were written, by the storage's clock; None if there
+        are none.
+    """
+
+    workflow_id: str
+    fingerprint: str | None
+    tasks: int
+    retired: int
+    size: int
+    oldest: datetime | None
+    newest: datetime | None
+
+    def __str__(self) -> str:
+        if self.oldest is None or self.newest is None:
+            return f"{self.workflow_id}: nothing"
+        retired = f" and {self.retired} retired" if self.retired else ""
+        return (
+            f"{self.workflow_id}: {self.tasks} checkpoints{retired}, {self.size:,} bytes, written "
+            f"{self.oldest:%Y-%m-%d %H:%M:%S} to {self.newest:%Y-%m-%d %H:%M:%S} UTC, "
+            f"fingerprint {self.fingerprint}"
+        )
+
+
+def describe(filesystem: Filesystem, workflow_id: str) -> Description:
+    files = list(_files(filesystem, workflow_id))
+    record = read_record(filesystem, workflow_id)
+    live = () if record is None else (record.token, record.base)
+    checkpoints = [parsed for file in files if (parsed := parse_file_name(file.name))]
+    times = [_when(file, workflow_id) for file in files]
+    return Description(
+        workflow_id=workflow_id,
+        fingerprint=None if record is None else record.fingerprint,
+        tasks=len({task for task, token in checkpoints if token in live}),
+        retired=sum(token not in live for _, token in checkpoints),
+        size=sum(file.size for file in files),
+        oldest=min(times, default=None),
+        newest=max(times, default=None),
+    )
+
+
+def last_written(filesystem: Filesystem, workflow_id: str) -> datetime | None:
+    """When the newest file of a workflow was written, by the storage's clock; None without one."""
+    times = (_when(file, workflow_id) for file in _files(filesystem, workflow_id))
+    return max(times, default=None)
+
+
+def _files(filesystem: Filesystem, workflow_id: str) -> Iterator[Entry]:
+    with storage_errors(f"listing workflow {workflow_id!r}"):
+        for entry in filesystem.entries(encode_name(workflow_id, "workflow id")):
+            if entry.name == RECORD or parse_file_name(entry.name):
+                yield entry
+
+
+def _when(file: Entry, workflow_id: str) -> datetime:
+    if file.written is None:
+        raise StorageError(
+            f"workflow {workflow_id!r}: this storage does not tell when a file was written, so "
+            "ages are unknown: clear workflows by their names"
+        )
+    return datetime.fromtimestamp(file.written, UTC)
