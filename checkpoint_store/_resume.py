@@ -62,6 +62,7 @@ def resume(
     A workflow without a record starts, one with the same inputs continues. The decision is in the
     `decision` of the run that is returned.
     """
+    _check_store(store)
     policy = check_policy(on_input_change)
     current, digests = _fingerprint(inputs, fingerprint, ignore)
     decision: Decision | None = None
@@ -122,10 +123,19 @@ def plan(
 
     Its action is `"raise"` where `resume` would raise `InputChangedError`.
     """
+    _check_store(store)
     policy = check_policy(on_input_change)
     current, digests = _fingerprint(inputs, fingerprint, ignore)
     _, found = _protocol.read_version(store._filesystem, workflow_id)
     return decide(found, current, digests, policy)
+
+
+def _check_store(store: object) -> None:
+    if not isinstance(store, CheckpointStore):
+        raise TypeError(
+            f"the first argument is a CheckpointStore, not a {type(store).__name__}: make one with "
+            "CheckpointStore(url)"
+        )
 
 
 def _fingerprint(

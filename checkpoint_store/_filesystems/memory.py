@@ -48,6 +48,10 @@ class MemoryFilesystem(GenericFilesystem):
         with _lock:
             return super().read(key)
 
+    def read_small(self, key: str) -> Stored:
+        with _lock:
+            return super().read_small(key)
+
     def contains(self, key: str) -> bool:
         with _lock:
             return super().contains(key)
