@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _protocol
 from ._description import Description, describe, last_written
-from ._filesystems import connect
+from ._filesystems import Location, connect, text_of
 from ._names import RECORD, decode_name, parse_file_name
 from ._policy import Decision, changed_error
 from ._record import Record, change_of, check_fingerprint, label, new_record
@@ -32,7 +31,7 @@ class CheckpointStore:
 
     url
         A folder (`str` or path), or a URL: `file://`, `memory://`, `s3://` or any other that
-        fsspec knows. Anything doubtful is `InvalidURLError`.
+        fsspec knows, also as a `UPath`. Anything doubtful is `InvalidURLError`.
     serializer
         Anything with `dumps` and `loads`. The default is `json`, because loading a `pickle` runs
         whatever code it contains: choose that only where you trust all who may write there.
@@ -41,12 +40,12 @@ class CheckpointStore:
     max_concurrency
         How many requests `read_many` and its like have in flight on remote storage.
     storage_options
-        Options for the fsspec filesystem, as in pandas.
+        Options for the fsspec filesystem, as in pandas. They win over those of a `UPath`.
     """
 
     def __init__(
         self,
-        url: str | os.PathLike[str],
+        url: Location,
         *,
         serializer: Any = json,
         durable: bool = True,
@@ -61,7 +60,7 @@ class CheckpointStore:
             url, storage_options, durable=durable, max_concurrency=max_concurrency
         )
         self._serializer = Serializer(serializer)
-        self.url = os.fspath(url)
+        self.url = text_of(url)
 
     def __repr__(self) -> str:
         return f"CheckpointStore({self.url!r})"

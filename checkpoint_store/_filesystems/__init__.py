@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from ..errors import InvalidURLError
 from .base import Filesystem
 
-__all__ = ["Filesystem", "connect"]
+__all__ = ["Filesystem", "Location", "connect", "text_of"]
 
 MAX_PREFIX_BYTES = 512
 """S3 allows keys of 1,024 bytes, and a workflow with a task and its token may take 467."""
@@ -19,24 +19,52 @@ MAX_PREFIX_BYTES = 512
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 # A secret may hold a slash; what follows a host's colon is otherwise a port.
 _USERINFO = re.compile(r"[^/]*@|[^/]*:(?!\d*(/|\Z)).*@", re.DOTALL)
+# What is a user name elsewhere names the container here, and the host its account.
+_CONTAINER = re.compile(r"[a-z0-9-]+@[a-z0-9]+\.(dfs|blob)\.core\.windows\.net(/|\Z)")
+_AZURE = {"abfs", "abfss", "az"}
 # They would answer from copies that nobody keeps up to date.
 _CACHING = {"blockcache", "cached", "filecache", "simplecache"}
 
 
+@runtime_checkable
+class _UPath(Protocol):
+    """As much as counts of universal_pathlib's `UPath`, which remote is no `os.PathLike`."""
+
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def storage_options(self) -> Mapping[str, Any]: ...
+
+
+Location = str | os.PathLike[str] | _UPath
+
+
+def text_of(url: Location) -> str:
+    """The URL or path, of a `UPath` without its options."""
+    if isinstance(url, _UPath):
+        text = str(url)
+        if url.protocol not in ("", "file", "local") and "://" not in text:
+            _refuse(text, "is relative to a URL and would become a folder here: join the two")
+        return text
+    text = os.fspath(url) if isinstance(url, os.PathLike) else url
+    if not isinstance(text, str):
+        raise InvalidURLError(f"a URL must be a str or a path, not a {type(url).__name__}")
+    return text
+
+
 def connect(
-    url: str | os.PathLike[str],
+    url: Location,
     storage_options: Mapping[str, Any] | None = None,
     *,
     durable: bool = True,
     max_concurrency: int = 32,
 ) -> Filesystem:
     """The filesystem at `url`, without any input or output yet."""
-    text = os.fspath(url) if isinstance(url, os.PathLike) else url
-    if not isinstance(text, str):
-        raise InvalidURLError(f"a URL must be a str or a path, not a {type(url).__name__}")
+    text = text_of(url)
     if not isinstance(storage_options, Mapping | None):
         raise TypeError(f"storage_options must be a dict, not {type(storage_options).__name__}")
-    options = dict(storage_options or {})
+    own_options = url.storage_options if isinstance(url, _UPath) else {}
+    options = {**own_options, **(storage_options or {})}
     scheme, rest = _split(text)
     if scheme in ("file", "local"):
         return _local(rest, options, durable=durable)
@@ -80,7 +108,8 @@ def _split(text: str) -> tuple[str, str]:
         _refuse(text, "chains filesystems with '::': give the URL of the last one alone")
     if not rest.startswith("//"):
         _refuse(text, f"is neither a path nor a URL: write {scheme}://… or begin a path with ./")
-    if _USERINFO.match(rest[2:]):
+    is_container = scheme in _AZURE and _CONTAINER.match(rest[2:])
+    if _USERINFO.match(rest[2:]) and not is_container:
         _refuse(text, "holds a user name or password: give them in storage_options")
     return scheme, rest[2:]
 
@@ -105,7 +134,7 @@ def _generic(
         _refuse(text, "is a cache, which may be out of date: give the URL of what it caches")
     try:
         implementation = fsspec.get_filesystem_class(scheme)
-    except ValueError:
+    except (AttributeError, ValueError):  # The former where a package has dropped its protocol.
         _refuse(text, f"has a protocol that fsspec does not know: {scheme}")
     url = f"{scheme}://{rest}"
     try:

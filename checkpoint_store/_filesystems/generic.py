@@ -133,8 +133,8 @@ class GenericFilesystem(Filesystem):
         try:
             send(path)
         except FileNotFoundError:
-            self._make_folders(path.rpartition("/")[0])
             try:
+                self._make_folders(path.rpartition("/")[0])
                 send(path)
             except FileNotFoundError as error:
                 raise OSError(f"{path} cannot be created: {error}") from error
