@@ -319,7 +319,7 @@ class _Checks:
             return False
 
     def _refuse_without_conditions(self) -> None:
-        if not self._is_s3 and not self._filesystem.conditional_writes:
+        if not self._is_s3 and self._filesystem.conditional_writes is False:
             raise _NotKeptError("this kind of storage has no conditional writes")
 
     def _ignored(self, header: str) -> str:

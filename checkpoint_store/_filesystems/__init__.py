@@ -128,6 +128,7 @@ def _generic(
 ) -> Filesystem:
     import fsspec
 
+    from .conditional import AzureFilesystem, GoogleFilesystem
     from .generic import GenericFilesystem
 
     if scheme in _CACHING:
@@ -143,7 +144,13 @@ def _generic(
         path = str(implementation._strip_protocol(url)).rstrip("/")
     except Exception:  # noqa: BLE001
         _refuse(text, f"is not what fsspec expects of a URL with {scheme}: correct it")
-    return GenericFilesystem(scheme, path, options, max_concurrency=max_concurrency)
+    kinds = {
+        **dict.fromkeys(_AZURE, AzureFilesystem),
+        "gs": GoogleFilesystem,
+        "gcs": GoogleFilesystem,
+    }
+    kind = kinds.get(scheme, GenericFilesystem)
+    return kind(scheme, path, options, max_concurrency=max_concurrency)
 
 
 def _refuse_options(text: str, options: Mapping[str, Any]) -> None:
