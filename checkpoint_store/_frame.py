@@ -133,10 +133,13 @@ def decode_frame(file: Contents, expected: Header) -> tuple[Header, bytes]:
     stop = len(file) - TRAILER_BYTES
     if stop < len(line):
         raise _corrupt(expected, "it is truncated")
+    trailer = file[stop:]
+    # Before a payload is read whose size nobody vouches for.
+    _check_length(trailer, stop - len(line), expected)
     payload = file[len(line) : stop]
     seal = _Seal(line)
     seal.update(payload)
-    seal.check(file[stop:], expected)
+    seal.check(trailer, expected)
     _check_identity(header, expected)
     return header, payload
 
@@ -334,8 +337,7 @@ class _Seal:
         return length + self._checksum.digest()
 
     def check(self, trailer: bytes, expected: Header) -> None:
-        if trailer[: _LENGTH.size] != _LENGTH.pack(self.length):
-            raise _corrupt(expected, "its length is not the one that was written")
+        _check_length(trailer, self.length, expected)
         if trailer != self.trailer():
             raise _corrupt(expected, "its checksum does not match")
 
@@ -356,6 +358,11 @@ def _parse_header(line: bytes, expected: Header) -> Header:
         )
     except ValueError as error:
         raise _corrupt(expected, str(error)) from error
+
+
+def _check_length(trailer: bytes, length: int, expected: Header) -> None:
+    if trailer[: _LENGTH.size] != _LENGTH.pack(length):
+        raise _corrupt(expected, "its length is not the one that was written")
 
 
 def _check_identity(header: Header, expected: Header) -> None:

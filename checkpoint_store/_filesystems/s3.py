@@ -24,7 +24,7 @@ from weakref import WeakSet
 import fsspec.asyn
 import fsspec.config
 
-from .._frame import Data, Source, Upload
+from .._frame import MAX_HEADER_BYTES, Data, Source, Upload
 from . import generic  # noqa: F401 - after a fork it resets fsspec's loop
 from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all
 
@@ -340,7 +340,10 @@ class _Client:
             reply = await self.call("get_object", Key=key, **parameters)
             body = reply["Body"]
             try:
-                data = await (body.read() if size is None else _take(body, size))
+                data = await _take(body, MAX_HEADER_BYTES if size is None else size)
+                # What has no header line is corrupt whatever follows.
+                if size is None and b"\n" in data:
+                    data = b"".join([data, await body.read()])
                 break
             except Exception as error:
                 # botocore no longer retries once the body has begun.
