@@ -14,7 +14,8 @@ the exact type, because a subclass could hide state. Where a rule needed a choic
   whose padding does not count. Bytes tell -0.0 from 0.0 and one NaN from another. A subclass
   (masked array, matrix, memmap) is refused.
 
-numpy is never imported here: `sys.modules` has it where a value of its types has arrived.
+numpy is never imported here: `sys.modules` has it where a value of its types has arrived. The rules
+for tables are in `_fingerprint_tables`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from . import _fingerprint_tables as tables
+from ._refusal import RefusedError, step_of
 from .errors import FingerprintError
 
 PREFIX = "fp1:sha256:"
@@ -84,8 +87,9 @@ def fingerprint(inputs: object, *, ignore: Collection[str] = ()) -> str:
     These have a rule: None, bool, int, float, complex, str, bytes and buffers; list and tuple
     (alike), dict, set and frozenset (alike); date, time, datetime, timedelta; Decimal, Fraction,
     range, UUID, Enum; paths (as their text: what is in the file does not count); dataclasses,
-    attrs, pydantic, msgspec and named tuples (the fields that `==` compares); numpy; classes with
-    a method `__fingerprint__()` that returns a value; and what was given to `register`.
+    attrs, pydantic, msgspec and named tuples (the fields that `==` compares); numpy; tables and
+    columns of pandas, polars and pyarrow (however they are chunked or stored); classes with a
+    method `__fingerprint__()` that returns a value; and what was given to `register`.
 
     >>> fingerprint({"a": 1, "now": 2}, ignore=("now",)) == fingerprint({"a": 1})
     True
@@ -103,10 +107,10 @@ def input_digests(inputs: object, *, ignore: Collection[str] = ()) -> dict[str, 
         if name not in ignored:
             try:
                 digests[name] = _digest(walk.tree(value, MAX_DEPTH))
-            except (_RefusedError, *_UNREADABLE) as error:
+            except (RefusedError, *_UNREADABLE) as error:
                 refused = _as_refused(error)
                 if named is not None:
-                    refused.steps.append((_step(name), id(inputs)))
+                    refused.steps.append((step_of(name), id(inputs)))
                 raise refused.public() from refused.__cause__
     return digests
 
@@ -131,7 +135,7 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
         raise FingerprintError(
             f"{what}: pass a function that takes the value, and as tag a str that is not empty"
         )
-    if cls in _STANDARD or _is_numpy(cls):
+    if cls in _STANDARD or _library_rule(cls):
         raise FingerprintError(f"{what}: it has a rule already; register a subclass of it")
     name = f"{_module(cls)}:{cls.__qualname__}"
     if tag is None and "<locals>" in name:
@@ -197,10 +201,10 @@ class _Walk:
                 continue
             try:
                 tree = self.tree(item, room - 1)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 pairs = value.items() if isinstance(value, dict) else enumerate(value)
                 key = next((key for key, other in pairs if other is item), None)
-                refused.steps.append((_step(key), id(value)))
+                refused.steps.append((step_of(key), id(value)))
                 raise
             if tree is not item:
                 changed[id(item)] = tree
@@ -218,7 +222,12 @@ class _Walk:
         return tree
 
     def trees(
-        self, items: list[Any], step: Callable[[int], str], container: object, room: int
+        self,
+        items: list[Any],
+        step: Callable[[int], str],
+        container: object,
+        room: int,
+        encode: Callable[[Any, Any, int], Any] = tree,
     ) -> list[Any]:
         """The trees of the items of `container`; `step(index)` is an item's part of the path."""
         self.work_left -= len(items) + CONTAINER_WORK
@@ -227,57 +236,36 @@ class _Walk:
         trees = []
         for index, item in enumerate(items):
             try:
-                trees.append(self.tree(item, room - 1))
-            except _RefusedError as refused:
+                trees.append(encode(self, item, room - 1))
+            except RefusedError as refused:
                 refused.steps.append((step(index), id(container)))
                 raise
         return trees
 
 
-class _RefusedError(Exception):
-    """What is wrong with a value, on its way out: every container it leaves adds a step to it."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        self.reason = reason
-        self.remedy = remedy
-        self.steps: list[tuple[str, int]] = []
-
-    def public(self) -> FingerprintError:
-        path, seen = "inputs", set[int]()
-        for step, container in reversed(self.steps):
-            if container in seen:
-                self.reason, self.remedy = "it contains itself", "pass a value without the cycle"
-                break
-            seen.add(container)
-            path += step
-        path = _shorten(path, 200)
-        message = f"cannot fingerprint {path}: {self.reason}: {self.remedy}"
-        return FingerprintError(message, path=path, reason=self.reason)
-
-
-def _as_refused(error: Exception) -> _RefusedError:
-    if isinstance(error, _RefusedError):
+def _as_refused(error: Exception) -> RefusedError:
+    if isinstance(error, RefusedError):
         return error
     if isinstance(error, RecursionError):
         return _too_much()
-    refused = _RefusedError(
+    refused = RefusedError(
         f"reading it raised {type(error).__name__}", "pass a copy that nothing changes meanwhile"
     )
     refused.__cause__ = error
     return refused
 
 
-def _unsupported(kind: type, why: str = "") -> _RefusedError:
-    return _RefusedError(
+def _unsupported(kind: type, why: str = "") -> RefusedError:
+    return RefusedError(
         f"unsupported type {_type_name(kind)}{why}",
         f"register it with checkpoint_store.register({kind.__name__}, ...), or {_IDENTIFY}",
     )
 
 
-def _too_much(room: int = 0) -> _RefusedError:
+def _too_much(room: int = 0) -> RefusedError:
     if room > 0:
-        return _RefusedError("too many values, counting shared ones each time", _IDENTIFY)
-    return _RefusedError(
+        return RefusedError("too many values, counting shared ones each time", _IDENTIFY)
+    return RefusedError(
         f"nested deeper than {MAX_DEPTH} levels or than the stack allows", "pass a digest of it"
     )
 
@@ -321,20 +309,6 @@ def _escape(key: str) -> str:
     return "!" + key if key.startswith("!") else key
 
 
-def _shorten(text: str, size: int) -> str:
-    half = size // 2
-    return text if len(text) <= size else f"{text[:half]}…{text[1 - half :]}"
-
-
-def _step(key: Any) -> str:
-    """The part of a path for a key or index: names and numbers, but of nothing else its value."""
-    kind = type(key)
-    if kind is str:
-        return f"[{_shorten(key, 60)!r}]"
-    shown = kind in _AS_IS or (kind is int and _SMALL < key < _BIG)
-    return f"[{key!r}]" if shown else f"[<{kind.__name__}>]"
-
-
 def _module(kind: type) -> str:
     """The module of a class, by the name under which another process can import it."""
     if kind.__module__ not in ("__main__", "__mp_main__"):
@@ -350,7 +324,7 @@ def _type_name(kind: type) -> str:
 
 def _name(kind: type) -> str:
     if "<locals>" in kind.__qualname__:
-        raise _RefusedError(
+        raise RefusedError(
             f"type {_type_name(kind)} is local to a function",
             f"define {kind.__name__} in a module, or register it with a tag",
         )
@@ -373,7 +347,7 @@ def _mapping(walk: _Walk, value: Any, room: int) -> dict[str, Any]:
     # dict's own method neither hashes a key nor runs what a subclass defines.
     items = list(dict.items(value))
     keys = [key for key, _ in items]
-    trees = walk.trees([item for _, item in items], lambda i: _step(keys[i]), value, room)
+    trees = walk.trees([item for _, item in items], lambda i: step_of(keys[i]), value, room)
     if _STR.issuperset(map(type, keys)):
         return dict(zip(map(_escape, keys), trees, strict=True))
     key_trees = walk.trees(keys, lambda _: "[<key>]", value, room)
@@ -389,7 +363,7 @@ def _proxy(walk: _Walk, value: MappingProxyType[Any, Any], room: int) -> Any:
     # A method of the proxy would run the mapping's, which may be a user's.
     (mapping,) = gc.get_referents(value)
     if _RULES.get(type(mapping)) is not _mapping:
-        raise _RefusedError(f"a mappingproxy of {_type_name(type(mapping))}", "pass a dict")
+        raise RefusedError(f"a mappingproxy of {_type_name(type(mapping))}", "pass a dict")
     return _mapping(walk, mapping, room)
 
 
@@ -404,8 +378,8 @@ def _enum(walk: _Walk, value: Any, room: int) -> object:
     return {"!enum": [_name(kind), walk.tree(value._name_, room)]}
 
 
-def _raised(what: str, error: Exception) -> _RefusedError:
-    return _RefusedError(f"{what} raised {type(error).__name__}", f"see there, or {_IDENTIFY}")
+def _raised(what: str, error: Exception) -> RefusedError:
+    return RefusedError(f"{what} raised {type(error).__name__}", f"see there, or {_IDENTIFY}")
 
 
 def _custom(what: str, tag: str, step: str, encode: Callable[[Any], object]) -> _Rule:
@@ -425,11 +399,16 @@ def _rule_of(kind: type) -> _Rule:
     if _static(kind, "__fingerprint__") is not None:
         what, call = f"__fingerprint__ of {_type_name(kind)}", methodcaller("__fingerprint__")
         return _custom(what, _name(kind), ".__fingerprint__()", call)
-    if _is_numpy(kind):
-        return _array if kind.__name__ == "ndarray" else _numpy_scalar
     if issubclass(kind, Enum):
         return _enum
-    return _object(kind)
+    return _library_rule(kind) or _object(kind)
+
+
+def _library_rule(kind: type) -> _Rule | None:
+    """The rule of a type of numpy, or of a library for tables."""
+    if _is_numpy(kind):
+        return _array if kind.__name__ == "ndarray" else _numpy_scalar
+    return tables.rule_of(kind)
 
 
 def _object(kind: Any) -> _Rule:
@@ -515,7 +494,7 @@ def _memory(value: memoryview) -> object:
         # A shape with a zero cannot be cast.
         return _bytes(value.cast("B") if value.nbytes else b"")
     except (TypeError, ValueError) as error:
-        raise _RefusedError("a memoryview released or not contiguous", "pass its bytes") from error
+        raise RefusedError("a memoryview released or not contiguous", "pass its bytes") from error
 
 
 def _microseconds(value: timedelta) -> int:
@@ -536,7 +515,7 @@ def _zone(value: datetime | time) -> str:
         return f"{offset:+d}us" if offset else "Z"
     if kind is ZoneInfo and type(zone.key) is str:
         return "Z" if zone.key == "UTC" else f"[{zone.key}]" + (";fold=1" if value.fold else "")
-    raise _RefusedError(
+    raise RefusedError(
         f"unsupported time zone of type {_type_name(kind)}",
         "use zoneinfo.ZoneInfo with a key, or datetime.timezone",
     )
@@ -557,7 +536,9 @@ def _is_numpy(kind: type) -> bool:
 def _array(walk: _Walk, array: Any, room: int) -> object:
     shape, names = list(array.shape), array.dtype.names
     if names is not None:
-        trees = walk.trees([array[name] for name in names], lambda i: _step(names[i]), array, room)
+        trees = walk.trees(
+            [array[name] for name in names], lambda i: step_of(names[i]), array, room
+        )
         return {"!ndfields": [shape, [list(pair) for pair in zip(names, trees, strict=True)]]}
     if array.dtype.kind == "O":
         items = array.reshape(-1).tolist()
@@ -577,7 +558,7 @@ def _numpy_scalar(_walk: _Walk, value: Any, _room: int) -> object:
 def _portable(dtype: Any) -> Any:
     """The little-endian form of a numpy dtype whose bytes mean the same on every machine."""
     if dtype.kind not in "biufcmMSU" or dtype.char in "gG" or dtype.type.__module__ != "numpy":
-        raise _RefusedError(f"unsupported numpy dtype {dtype.name}", "convert it with astype")
+        raise RefusedError(f"unsupported numpy dtype {dtype.name}", "convert it with astype")
     return dtype.newbyteorder("<")
 
 

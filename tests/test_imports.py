@@ -16,8 +16,10 @@ import checkpoint_store
 
 PACKAGE = Path(checkpoint_store.__file__).parent
 
-PURE = {"errors", "_json", "_names", "_fingerprint", "_record", "_frame", "_policy"}
-BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic")}
+PURE = {"errors", "_json", "_names", "_record", "_frame", "_policy"} | {
+    *("_refusal", "_fingerprint_tables", "_fingerprint"),
+}
+BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic", "conditional")}
 FILESYSTEMS = {"_filesystems", "_filesystems.base"} | BACKENDS
 
 # What each module may import of ours. Whoever adds a module says here where it belongs.
@@ -25,7 +27,9 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_json": {"errors"},
     "_names": {"errors"},
-    "_fingerprint": {"errors"},
+    "_refusal": {"errors"},
+    "_fingerprint_tables": {"_refusal"},
+    "_fingerprint": {"errors", "_refusal", "_fingerprint_tables"},
     "_record": {"errors", "_json", "_names"},
     "_frame": {"errors", "_json", "_names"},
     "_policy": {"errors", "_record"},
@@ -33,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     # Bytes and keys, not workflows: what a file name looks like, and no more.
     "_filesystems.base": {"errors", "_frame"},
     "_filesystems.generic": {"errors", "_frame", "_filesystems.base"},
+    "_filesystems.conditional": {"_filesystems.base", "_filesystems.generic"},
     "_filesystems.memory": {"_frame", "_filesystems.base", "_filesystems.generic"},
     "_filesystems.local": {"errors", "_frame", "_names", "_filesystems.base"},
     "_filesystems.s3": {"errors", "_frame", "_filesystems.base", "_filesystems.generic"},
@@ -67,6 +72,7 @@ THIRD_PARTY = {
     "_frame": {"xxhash"},
     "_filesystems": {"fsspec"},
     "_filesystems.generic": {"fsspec"},
+    "_filesystems.conditional": {"azure"},
     "_filesystems.memory": {"fsspec"},
     "_filesystems.local": {"filelock"},
     "_filesystems.s3": {"fsspec", "s3fs"},

@@ -36,6 +36,8 @@ from .faults import Kind, kind_of
 from .servers import Proxy, Request, Response
 from .test_frame import measured
 
+pytestmark = pytest.mark.slow
+
 KIB, MIB, TIB = 1024, 1024**2, 1024**4
 RECORD_CAP, HEADER_CAP = 64 * KIB, 16 * KIB
 CHUNK = MIB

@@ -1,0 +1,40 @@
+"""What is wrong with a value that has no fingerprint, and where it stands."""
+
+from __future__ import annotations
+
+from .errors import FingerprintError
+
+
+class RefusedError(Exception):
+    """What is wrong with a value, on its way out: every container it leaves adds a step to it."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason = reason
+        self.remedy = remedy
+        self.steps: list[tuple[str, int]] = []
+
+    def public(self) -> FingerprintError:
+        path, seen = "inputs", set[int]()
+        for step, container in reversed(self.steps):
+            if container in seen:
+                self.reason, self.remedy = "it contains itself", "pass a value without the cycle"
+                break
+            seen.add(container)
+            path += step
+        path = _shorten(path, 200)
+        message = f"cannot fingerprint {path}: {self.reason}: {self.remedy}"
+        return FingerprintError(message, path=path, reason=self.reason)
+
+
+def step_of(key: object) -> str:
+    """The part of a path for a key or index: names and numbers, but of nothing else its value."""
+    kind = type(key)
+    if kind is str:
+        return f"[{_shorten(str(key), 60)!r}]"
+    shown = key is None or kind is bool or (type(key) is int and key.bit_length() <= 64)
+    return f"[{key!r}]" if shown else f"[<{kind.__name__}>]"
+
+
+def _shorten(text: str, size: int) -> str:
+    half = size // 2
+    return text if len(text) <= size else f"{text[:half]}…{text[1 - half :]}"

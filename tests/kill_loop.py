@@ -1,0 +1,743 @@
+"""Processes that share one root are killed at random, again and again, and started anew.
+
+    python -m tests.kill_loop [local | s3 | FOLDER | s3://BUCKET/PREFIX] [--kills 10000]
+        [--processes 4] [--seed N] [--storage-options JSON]
+
+Each process resumes workflows under all policies and with changing inputs, reads, writes, collects
+and clears, until a SIGKILL ends it within some operation. Now and then one stops for a moment, so
+that the others overtake it, before any call that an operation makes. The root of `local` is a
+temporary folder, that of `s3` is in a server started here. A given folder or bucket must be new,
+and stays behind.
+
+Before and after each operation a process writes a line to a journal outside the root, so the order
+of the lines agrees with the order of the events. Each checkpoint says which write it comes from.
+Whoever reads can therefore tell whether a value is
+
+- stale: from other inputs than a strict run has, or from a generation that it does not read;
+- lost: its write had returned before the read began and the generation is still the workflow's
+  after it, yet nothing is found, or what that write had replaced. A generation that was left never
+  comes back, so nobody can have reset or cleared it in between;
+- torn: not byte for byte what was written, or an error says so;
+- another's: of another workflow or task, or a bystander changed;
+- undone: the workflow is in a generation again that was seen replaced or cleared.
+
+Foreign is every error that should not occur, and whatever appears on stderr. Every few hundred
+kills all are dead at once: then what a survivor cannot collect is a leftover. Any of these makes
+the exit status 1. An interrupt (Ctrl-C) ends the loop early, with the figures so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import os
+import random
+import secrets
+import select
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import boto3
+import botocore.loaders
+
+from checkpoint_store import (
+    CheckpointNotFoundError,
+    CheckpointStore,
+    ContentionError,
+    CorruptCheckpointError,
+    CorruptRecordError,
+    InputChangedError,
+    Run,
+    fingerprint,
+    resume,
+)
+
+from . import servers
+from .backends import RECORD, SIBLINGS, Backend, LocalBackend, MinistackBackend, S3Backend
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parent.parent
+
+WORKFLOWS = {"wf": "wf", "wf-1": "wf-1"}
+"""Those that are worked on, with their folders; the other siblings stand by."""
+TASKS = ("t", "t1", "t/1", "t@1")
+INPUTS = ("a", "a", "a", "b")
+POLICIES = ("reset", "reset", "raise", "reuse")
+SIZES = (0, 1_000, 100_000)
+WRITES = ("write", "write a stream", "write many")
+READS = ("read", "read a stream", "read many", "read all")
+KNOWN = 200
+"""As many generations and sightings are remembered. To forget one is to overlook, not to accuse."""
+
+ROUND = 250
+"""Kills until what is left over is looked at."""
+STOPS = {"collect": 1.0}
+"""How often a process stops within an operation. What collecting has seen is easily overtaken."""
+CALLS = {"resume reset": 3000, "resume reuse": 3000, "clear": 2000}
+"""As many as Python makes in an operation, about; else there are 400."""
+KILL, STOP = 0, 128
+HANG = 90
+"""Seconds. A process waits 60 for a lock at most."""
+SHOWN = 5
+"""Violations of each kind that are told in full."""
+
+VIOLATIONS = ("stale", "lost", "torn", "another's", "undone", "foreign", "leftover", "hang")
+
+
+class Label(NamedTuple):
+    """What a checkpoint says of the write that it comes from."""
+
+    workflow: str
+    token: str
+    task: str
+    inputs: str
+    serial: int
+    number: int
+    size: int
+
+
+def payload(label: Label) -> bytes:
+    line = json.dumps(label).encode() + b"\n"
+    return line + random.Random(line).randbytes(label.size)
+
+
+def label_of(data: bytes) -> Label | None:
+    """The label of a payload that is whole."""
+    try:
+        label = Label(*json.loads(data.partition(b"\n")[0]))
+        return label if data == payload(label) else None
+    except (ValueError, TypeError):
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """`began` and `over` are positions in the journal; one that was killed may never be over."""
+
+    serial: int
+    number: int
+    kind: str
+    workflow: str
+    began: int
+    over: int | None = None
+    returned: bool = False
+
+
+class Sighting(NamedTuple):
+    """The workflow was in this generation (None: cleared) at some moment between two positions."""
+
+    token: str | None
+    began: int
+    ended: int
+
+
+class Journal:
+    """Lines that all processes append to one file, and what follows from those read so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        self.position = 0
+        self.running: dict[int, Operation] = {}
+        self.writes: dict[str, dict[str, list[Operation]]] = {}
+        self.sightings = {workflow: deque[Sighting](maxlen=KNOWN) for workflow in WORKFLOWS}
+        self.done: Counter[str] = Counter()
+        self.actions: Counter[str] = Counter()
+        self.killed: Counter[str] = Counter()
+        self.verified: Counter[str] = Counter()
+        self.violations: list[tuple[str, str]] = []
+
+    def append(self, *entry: object) -> None:
+        # A kill may cut a line short. It then is no JSON, and the next one begins anew.
+        os.write(self._file, b"\n" + json.dumps(entry).encode() + b"\n")
+
+    def catch_up(self) -> int:
+        """Reads on, and returns the position: every line before it is from before now."""
+        while data := os.pread(self._file, 1024**2, self.position):
+            complete = data[: data.rfind(b"\n") + 1]
+            if not complete:
+                break
+            for line in complete.splitlines(keepends=True):
+                entry: list[Any] = []
+                with suppress(ValueError):
+                    entry = json.loads(line)
+                if entry:
+                    getattr(self, f"_{entry[0]}")(*entry[1:])
+                self.position += len(line)
+        return self.position
+
+    def owed(self, token: str, task: str, position: int) -> bool:
+        """Whether a write had returned before `position`."""
+        return any(_returned(write, position) for write in self._writes(token, task))
+
+    def replaced(self, label: Label, position: int) -> bool:
+        """Whether a later write than that of `label` had returned before `position`."""
+        writes = self._writes(label.token, label.task)
+        found = next(
+            (each for each in writes if (each.serial, each.number) == label[4:6]),
+            None,
+        )
+        if found is None or found.over is None:
+            return False
+        return any(_returned(each, position) and each.began > found.over for each in writes)
+
+    def returned_from(self, workflow: str, token: str, position: int) -> bool:
+        """Whether this generation was seen, then another, and both before `position`."""
+        seen = [each for each in self.sightings[workflow] if each.ended <= position]
+        first = min((each.ended for each in seen if each.token == token), default=position)
+        return any(each.token != token and each.began > first for each in seen)
+
+    def _writes(self, token: str, task: str) -> list[Operation]:
+        return self.writes.get(token, {}).get(task, [])
+
+    def _begin(
+        self, serial: int, number: int, kind: str, workflow: str, token: str, tasks: list[str]
+    ) -> None:
+        operation = Operation(serial, number, kind, workflow, self.position)
+        self.running[serial] = operation
+        for task in tasks:
+            self.writes.setdefault(token, {}).setdefault(task, []).append(operation)
+        if len(self.writes) > KNOWN:
+            del self.writes[next(iter(self.writes))]
+
+    def _end(self, serial: int, outcome: str, token: str | None, action: str | None) -> None:
+        operation = self.running.pop(serial)
+        operation.over = self.position
+        operation.returned = outcome == "done"
+        self.done[operation.kind if operation.returned else outcome] += 1
+        if operation.returned and (token or operation.kind == "clear"):
+            sighting = Sighting(token, operation.began, self.position)
+            self.sightings[operation.workflow].append(sighting)
+        if action:
+            self.actions[action] += 1
+
+    def _dead(self, serial: int, late: bool) -> None:  # noqa: FBT001
+        """With `late`, a request of the dead may still take effect."""
+        operation = self.running.pop(serial, None)
+        self.killed[operation.kind if operation else "no operation"] += 1
+        if operation and not late:
+            operation.over = self.position
+
+    def _verified(self, found: int, owed: int) -> None:
+        self.verified.update(found=found, owed=owed)
+
+    def _violation(self, kind: str, text: str) -> None:
+        self.violations.append((kind, text))
+
+
+def _returned(write: Operation, position: int) -> bool:
+    return write.returned and write.over is not None and write.over < position
+
+
+class Worker:
+    """One process. Where there is someone to `send` it to, it tells him to kill it, or to let it go
+    on after a stop."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        journal: Journal,
+        serial: int,
+        rng: random.Random,
+        send: Callable[[int], object] | None = None,
+    ) -> None:
+        self.store = store
+        self.journal = journal
+        self.serial = serial
+        self.random = rng
+        self._send = send
+        # The operation within which it is to be killed.
+        self._last = rng.randint(1, 24) if send else 0
+        self._number = 0
+        self._parent = os.getppid()
+
+    def work(self) -> None:
+        while True:
+            workflow = self.random.choice(list(WORKFLOWS))
+            inputs = self.random.choice(INPUTS)
+            run = self.resume(workflow, inputs, self.random.choice(POLICIES))
+            if run is not None:
+                for _ in range(self.random.randint(1, 6)):
+                    tasks = self.random.sample(TASKS, self.random.randint(1, len(TASKS)))
+                    if self.random.random() < 0.5:
+                        self.write(run, inputs, tasks)
+                    else:
+                        mixed = run.decision is not None and run.decision.action == "reuse"
+                        how = self.random.choice(READS)
+                        self.read(run, None if mixed else inputs, tasks, how)
+            if self.random.random() < 0.3:
+                self.perform("collect", workflow, partial(self.store.collect, workflow))
+            if self.random.random() < 0.08:
+                self.perform("clear", workflow, partial(self.store.clear, workflow))
+
+    def resume(self, workflow: str, inputs: str, policy: Any) -> Run | None:
+        return self._enter(
+            f"resume {policy}",
+            workflow,
+            partial(resume, self.store, workflow, _inputs(inputs), on_input_change=policy),
+        )
+
+    def write(self, run: Run, inputs: str, tasks: list[str]) -> None:
+        how = self.random.choice(WRITES)
+        tasks = tasks if how == "write many" else tasks[:1]
+        size = self.random.choice(SIZES)
+        origin = (inputs, self.serial, self._number + 1, size)
+        data = {task: payload(Label(run.workflow_id, run.token, task, *origin)) for task in tasks}
+
+        def write() -> None:
+            [(task, first), *_] = data.items()
+            if how == "write":
+                run.write(task, first)
+            elif how == "write many":
+                run.write_many(data)
+            else:
+                with run.open(task, "wb") as stream:
+                    stream.write(first[:50])
+                    stream.write(first[50:])
+
+        self.perform(how, run.workflow_id, write, run.token, tasks)
+
+    def read(self, run: Run, inputs: str | None, tasks: Iterable[str], how: str) -> None:
+        """`inputs` None stands for a run that reuses, and may read those of others."""
+        wanted = {"read many": list(tasks), "read all": list(TASKS)}.get(how, list(tasks)[:1])
+
+        def read() -> dict[str, bytes]:
+            if how in ("read many", "read all"):
+                return run.read_many(wanted if how == "read many" else None)
+            try:
+                if how == "read":
+                    return {wanted[0]: run.read(wanted[0])}
+                with run.open(wanted[0]) as stream:
+                    return {wanted[0]: stream.read()}
+            except CheckpointNotFoundError:
+                return {}
+
+        began = self.journal.catch_up()
+        found = self.perform(how, run.workflow_id, read)
+        if found is not None:
+            self._judge(run, inputs, wanted, found, began)
+
+    def survive(self, *, clear: bool) -> None:
+        """What a process does that is left alone: afterwards there must be no leftovers."""
+        for workflow in WORKFLOWS:
+            recorded = self.perform(
+                "read_fingerprint",
+                workflow,
+                partial(self.store.read_fingerprint, workflow),
+            )
+            if recorded is not None:
+                run = self._enter("run", workflow, partial(self.store.run, workflow))
+                if run is not None:
+                    inputs = None if run._base else _FINGERPRINTS[recorded]
+                    self.read(run, inputs, TASKS, "read many")
+                    self.perform("collect", workflow, partial(self.store.collect, workflow))
+                    self.read(run, inputs, TASKS, "read all")
+            if clear or recorded is None:
+                self.perform("clear", workflow, partial(self.store.clear, workflow))
+
+    def perform(
+        self,
+        kind: str,
+        workflow: str,
+        call: Callable[[], Any],
+        token: str = "",
+        tasks: Iterable[str] = (),
+    ) -> Any:
+        """What the call returns, or None if it was refused or is a violation."""
+        if os.getppid() != self._parent:
+            os._exit(1)
+        self._number += 1
+        self.journal.append("begin", self.serial, self._number, kind, workflow, token, list(tasks))
+        if self._send and self._number == self._last:
+            self._send(KILL)
+        # After its last message nobody lets this process go on.
+        stops = self._number < self._last and self.random.random() < STOPS.get(kind, 0.1)
+        outcome, result = "done", None
+        try:
+            result = self._stop_within(CALLS.get(kind, 400), call) if stops else call()
+        except ContentionError:
+            outcome = "contended"
+        except InputChangedError:
+            outcome = "refused" if kind == "resume raise" else self._foreign(kind)
+        except (CorruptCheckpointError, CorruptRecordError) as error:
+            outcome = self._violation("torn", f"{kind}: {error}")
+        except Exception:  # noqa: BLE001
+            outcome = self._foreign(kind)
+        run = result if isinstance(result, Run) else None
+        action = run.decision.action if run and run.decision else None
+        self.journal.append("end", self.serial, outcome, run.token if run else None, action)
+        return result
+
+    def _stop_within(self, calls: int, call: Callable[[], T]) -> T:
+        """Stops before one of the calls that Python makes in this one, if there are so many."""
+        left = self.random.randint(1, calls)
+
+        def stop(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if self._send and left == 0:
+                sys.setprofile(None)
+                self._send(STOP)
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        threading.setprofile(stop)
+        sys.setprofile(stop)
+        try:
+            return call()
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+
+    def _enter(self, kind: str, workflow: str, call: Callable[[], Run]) -> Run | None:
+        began = self.journal.catch_up()
+        run = self.perform(kind, workflow, call)
+        if run is None:
+            return None
+        if self.journal.returned_from(workflow, run.token, began):
+            self._violation("undone", f"{kind}: {workflow!r} is in {run.token} again")
+        change = run.decision and run.decision.change
+        if change and change.reason == "the record is corrupt":
+            self._violation("torn", f"{kind}: the record of {workflow!r} was corrupt")
+        return run
+
+    def _judge(
+        self,
+        run: Run,
+        inputs: str | None,
+        wanted: list[str],
+        found: Mapping[str, bytes],
+        began: int,
+    ) -> None:
+        self.journal.catch_up()
+        generations = [token for token in (run.token, run._base) if token]
+        owed = 0
+        missing = []
+        for task in wanted:
+            due = [token for token in generations if self.journal.owed(token, task, began)]
+            owed += bool(due)
+            if task not in found:
+                missing += [task] if due else []
+                continue
+            label = label_of(found[task])
+            what = f"{task!r} of {run!r}: {label}"
+            if label is None:
+                self._violation("torn", what)
+            elif (label.workflow, label.task) != (run.workflow_id, task):
+                self._violation("another's", what)
+            elif label.token not in generations or inputs not in (None, label.inputs):
+                self._violation("stale", what)
+            elif self.journal.replaced(label, began):
+                self._violation("lost", f"replaced by a later write, but read: {what}")
+            elif due and label.token != run.token and due[0] == run.token:
+                missing.append(task)
+        if missing and self.perform("is_current", run.workflow_id, run.is_current):
+            self._violation("lost", f"{missing} of {run!r}")
+        self.journal.append("verified", len(found), owed)
+
+    def _foreign(self, kind: str) -> str:
+        return self._violation("foreign", f"{kind}: {traceback.format_exc()}")
+
+    def _violation(self, kind: str, text: str) -> str:
+        self.journal.append("violation", kind, text)
+        return kind
+
+
+def _inputs(inputs: str) -> dict[str, str]:
+    return {"inputs": inputs}
+
+
+_FINGERPRINTS = {fingerprint(_inputs(inputs)): inputs for inputs in INPUTS}
+
+
+class Loop:
+    """Starts the processes, kills them, and looks at what they leave behind.
+
+    It has no threads and no connection of a store, so a fork of it is a fresh process at once.
+    """
+
+    def __init__(self, backend: Backend, folder: Path, *, processes: int, seed: int) -> None:
+        self.backend = backend
+        self.processes = processes
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.store = backend.store()
+        self.late = isinstance(backend, S3Backend)
+        # An operation takes so long that a kill within this time may well hit it.
+        self.longest = 0.1 if self.late else 0.02
+        self.journal = Journal(folder / "journal")
+        self.stderr = os.open(folder / "stderr", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        self.serial = 0
+        self.kills = 0
+        self.restarts = 0
+        self.stops = 0
+        self.hangs = False
+        self.workers: dict[int, tuple[int, int]] = {}
+        self._shown: Counter[str] = Counter()
+        if backend.files():
+            raise SystemExit(f"{backend.url} is not empty")
+        self.bystanders = backend.distinct(set(SIBLINGS) - set(WORKFLOWS))
+        self._in_child(self._make_bystanders)
+        self.before = backend.everything()
+
+    def run(self, kills: int) -> None:
+        began = time.monotonic()
+        while self.kills < kills and not self.hangs:
+            self._round(min(ROUND, kills - self.kills))
+            self._audit(last=self.kills >= kills)
+            verified, wrong = self.journal.verified["found"], len(self.journal.violations)
+            say(
+                f"{self.kills:,} kills, {verified:,} checkpoints verified, {wrong} violations, "
+                f"{time.monotonic() - began:.0f} s"
+            )
+
+    def figures(self) -> dict[str, int]:
+        """All that was counted, by its name."""
+        journal = self.journal
+        violations = Counter(kind for kind, _ in journal.violations)
+        return {
+            "kills": self.kills,
+            "restarts": self.restarts,
+            "stops": self.stops,
+            **{f"killed in: {kind}": journal.killed[kind] for kind in sorted(journal.killed)},
+            "operations": journal.done.total(),
+            **{f"operation: {kind}": journal.done[kind] for kind in sorted(journal.done)},
+            **{
+                f"decision: {action}": journal.actions[action] for action in sorted(journal.actions)
+            },
+            "checkpoints verified": journal.verified["found"],
+            "writes owed and looked for": journal.verified["owed"],
+            **{f"violation: {kind}": violations[kind] for kind in VIOLATIONS},
+        }
+
+    def _round(self, kills: int) -> None:
+        messages, self._messages = os.pipe()
+        last = time.monotonic()
+        try:
+            for slot in range(min(self.processes, kills)):
+                self._start(slot)
+            for _ in range(kills - len(self.workers)):
+                while (slot := self._next(messages)) is None:
+                    if time.monotonic() - last > HANG:
+                        self.hangs = True
+                        self._violation("hang", f"since {HANG} s: {self.journal.running}")
+                        return
+                last = time.monotonic()
+                self._kill(slot)
+                self._start(slot)
+                self.restarts += 1
+        finally:
+            for slot in list(self.workers):
+                self._kill(slot)
+            os.close(messages)
+            os.close(self._messages)
+
+    def _next(self, messages: int) -> int | None:
+        """Who is to be killed now. Those that stopped meanwhile go on after that."""
+        stopped = []
+        try:
+            # Not for long: one that stopped may hold the lock that all others wait for.
+            while select.select([messages], [], [], 3 * self.longest)[0]:
+                slot = (message := os.read(messages, 1)[0]) % STOP
+                if message < STOP:
+                    # Some operations take a thousand times longer than others.
+                    time.sleep(self.longest * 10 ** self.random.uniform(-3, 0))
+                    return slot
+                process, _ = self.workers[slot]
+                os.waitpid(process, os.WUNTRACED)
+                stopped.append(process)
+            return None
+        finally:
+            self.stops += len(stopped)
+            for process in stopped:
+                os.kill(process, signal.SIGCONT)
+
+    def _start(self, slot: int) -> None:
+        self.journal.catch_up()
+
+        def send(kind: int) -> None:
+            os.write(self._messages, bytes([kind + slot]))
+
+        self.workers[slot] = self._fork(Worker.work, send)
+
+    def _kill(self, slot: int) -> None:
+        process, serial = self.workers.pop(slot)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        self.kills += 1
+        self.journal.append("dead", serial, self.late)
+        self._show()
+
+    def _audit(self, *, last: bool) -> None:
+        # What the dead have asked a server for may still take effect, and be collected after that.
+        for left in (2, 1, 0) if self.late else (0,):
+            self._in_child(partial(Worker.survive, clear=last))
+            files = self.backend.everything()
+            live = self._live(files)
+            locks = {f"{self.backend.inside}.locks/{name}.lock" for name in WORKFLOWS.values()}
+            leftover = sorted(files.keys() - self.before.keys() - live - locks)
+            leftover += self._empty_folders()
+            if not leftover or not left:
+                break
+            time.sleep(1)
+        leftover += self.backend.unfinished_uploads()
+        if leftover or (last and live):
+            self._violation("leftover", f"{leftover or sorted(live)}")
+        if self.before != {key: data for key, data in files.items() if key in self.before}:
+            self._violation("another's", "a bystander has changed")
+        os.lseek(self.stderr, 0, os.SEEK_SET)
+        if text := os.read(self.stderr, 100_000).decode(errors="replace"):
+            self._violation("foreign", f"on stderr: {text}")
+            os.ftruncate(self.stderr, 0)
+        self._show()
+
+    def _live(self, files: Mapping[str, bytes]) -> set[str]:
+        """The files that the records refer to, and these."""
+        live = set()
+        for folder in WORKFLOWS.values():
+            inside = f"{self.backend.inside}{folder}/"
+            if record := files.get(f"{inside}{RECORD}"):
+                found = json.loads(record)
+                tokens = (found["token"], found["base"])
+                ours = [key for key in files if key.startswith(inside)]
+                live |= {key for key in ours if key.rpartition("@")[2] in tokens}
+                live.add(f"{inside}{RECORD}")
+        return live
+
+    def _empty_folders(self) -> list[str]:
+        folders = os.walk(self.backend.url) if isinstance(self.backend, LocalBackend) else ()
+        return [path for path, *held in folders if not any(held) and not path.endswith(".tmp")]
+
+    def _make_bystanders(self, worker: Worker) -> None:
+        for workflow in self.bystanders:
+            run = resume(worker.store, workflow, _inputs("beside"), on_input_change="raise")
+            run.write_many(dict.fromkeys(TASKS, b"beside"))
+
+    def _in_child(self, life: Callable[[Worker], None]) -> None:
+        process, _ = self._fork(life)
+        _, status = os.waitpid(process, 0)
+        if status:
+            self._violation("foreign", f"{life} ended with status {status}")
+        self._show()
+
+    def _fork(
+        self, life: Callable[[Worker], None], send: Callable[[int], object] | None = None
+    ) -> tuple[int, int]:
+        self.serial += 1
+        process = os.fork()
+        if process:
+            return process, self.serial
+        status = 1
+        try:
+            os.dup2(self.stderr, 2)
+            if not send:
+                signal.alarm(HANG)
+            rng = random.Random(f"{self.seed} {self.serial}")
+            life(Worker(self.store, self.journal, self.serial, rng, send))
+            status = 0
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+            if send:
+                send(KILL)
+        finally:
+            os._exit(status)
+
+    def _violation(self, kind: str, text: str) -> None:
+        self.journal.append("violation", kind, text)
+
+    def _show(self) -> None:
+        self.journal.catch_up()
+        while self._shown.total() < len(self.journal.violations):
+            kind, text = self.journal.violations[self._shown.total()]
+            self._shown[kind] += 1
+            if self._shown[kind] <= SHOWN:
+                say(f"after {self.kills:,} kills: {kind}: {text}")
+
+
+class GivenBucket(S3Backend):
+    """A bucket that is there."""
+
+    kind = "s3"
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
+        self.url = url
+        self.storage_options = storage_options
+        self.bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        self.inside = f"{prefix}/" if prefix else ""
+        self.client = boto3.client(
+            "s3",
+            aws_access_key_id=storage_options.get("key"),
+            aws_secret_access_key=storage_options.get("secret"),
+            endpoint_url=storage_options.get("endpoint_url"),
+            **storage_options.get("client_kwargs", {}),
+        )
+
+
+@contextmanager
+def backend_of(target: str, storage_options: Mapping[str, Any], folder: Path) -> Iterator[Backend]:
+    if target == "s3" or target.startswith("s3://"):
+        # Three quarters of the time to connect are for files that every client reads anew.
+        botocore.loaders.create_loader = cache(botocore.loaders.create_loader)
+        import s3fs  # noqa: F401
+    if target == "s3":
+        installed = ROOT / ".pytest_cache" / "d" / "ministack"
+        installed.mkdir(parents=True, exist_ok=True)
+        with servers.ministack_server(installed) as endpoint:
+            yield MinistackBackend(endpoint)
+    elif target.startswith("s3://"):
+        yield GivenBucket(target, storage_options)
+    else:
+        root = folder / "local" if target == "local" else Path(target)
+        root.mkdir(parents=True, exist_ok=True)
+        yield LocalBackend(root)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m tests.kill_loop",
+        usage=argparse.SUPPRESS,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", nargs="?", default="local", metavar="URL")
+    parser.add_argument("--kills", type=int, default=10_000)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
+    parser.add_argument("--storage-options", type=json.loads, default={}, metavar="JSON")
+    arguments = parser.parse_args()
+    logging.getLogger("checkpoint_store").addFilter(
+        lambda record: ": reuse for other inputs" not in record.getMessage()
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        backend_of(arguments.target, arguments.storage_options, Path(folder)) as backend,
+    ):
+        say(f"seed {arguments.seed}, {arguments.processes} processes, {backend.url}")
+        gc.freeze()
+        loop = Loop(backend, Path(folder), processes=arguments.processes, seed=arguments.seed)
+        with suppress(KeyboardInterrupt):
+            loop.run(arguments.kills)
+        figures = loop.figures()
+    for name, count in figures.items():
+        say(f"{count:11,}  {name}")
+    return 1 if loop.journal.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,480 @@
+"""Processes that race for one workflow, and a judge of what they were told.
+
+    python -m tests.races                         50 seeds of 200 operations, on local disk and S3
+    python -m tests.races --url s3 --seeds 5      fewer, on one of them
+    python -m tests.races --url s3://bucket/new   where there is nothing yet
+
+Each seed is three races of 8 processes, all released at once:
+
+- Creates: again and again all resume a new workflow, with the same inputs or with inputs of their
+  own.
+- A counter in the record: all increase it.
+- Everything: each process does its operations on one workflow, at random, in a mix that depends on
+  the seed. The checkpoints tell who wrote them, in which generation, and for which inputs.
+
+Every process notes when each operation began and ended, and what it was told. `judge_record` then
+looks for an order in which all that was told of the record is true, were it changed by one process
+at a time, and `judge_checkpoints` for a write that was lost or overwritten by an older one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from checkpoint_store import (
+    CheckpointNotFoundError,
+    CheckpointStore,
+    ContentionError,
+    InputChangedError,
+    Run,
+    resume,
+)
+from checkpoint_store._filesystems import local, s3
+from checkpoint_store._protocol import change_record
+from checkpoint_store._record import Record, new_record
+from checkpoint_store.errors import CorruptRecordError
+
+from . import servers
+from .backends import LocalBackend, MinistackBackend
+
+PROCESSES = 8
+TASKS = [str(process) for process in range(PROCESSES)]
+"""Each process writes one of them."""
+PATIENCE = 300
+"""Seconds until what hangs is a failure."""
+HESITATION = 0.02
+"""Seconds that one request in ten is late, at most."""
+
+
+# The judge
+
+
+class Call(NamedTuple):
+    """An operation, and what it told: for times the system's monotonic clock, in nanoseconds."""
+
+    process: int
+    start: int
+    end: int
+    kind: str
+    given: str | None = None
+    """The fingerprint it was called with."""
+    seen: str | None = None
+    """The one it found in the record."""
+    token: str | None = None
+    base: str | None = None
+    task: str | None = None
+    number: int = 0
+    """Of the write, or of the one that was read; 0 for a checkpoint that was not there."""
+    origin: str | None = None
+    """The generation of the write that was read."""
+
+
+class Version(NamedTuple):
+    """What is known of a record."""
+
+    fingerprint: str | None
+    token: str | None
+    """None until somebody is told: `write_fingerprint` is not."""
+    base: str | None = None
+
+
+RECORD_KINDS = {
+    "start", "continue", "reset", "raise", "reuse", "run", "read", "write", "clear",
+}  # fmt: skip
+
+
+def follow(record: Version | None, call: Call) -> list[Version | None]:
+    """What the record is after a call that found it so; nothing if that would have told another
+    thing than it did."""
+    if record is None:
+        if call.seen is None and call.kind in ("start", "run", "write"):
+            return [Version(call.given, call.token)]
+        return [None] if call.seen is None and call.kind in ("read", "clear") else []
+    fingerprint, token, base = record
+    changed = base is not None or fingerprint != call.given
+    same = token in (None, call.token) and base == call.base
+    told = Version(fingerprint, call.token, call.base)
+    after: Version | None
+    match call.kind:
+        case "clear":
+            return [None]
+        case "write" if fingerprint is None and base is None:
+            return [record._replace(fingerprint=call.given)]
+        case "write":
+            return [Version(call.given, None) if changed else record]
+        case "read":
+            possible, after = True, record
+        case "run":
+            possible, after = same, told
+        case "continue":
+            possible, after = same and not changed, told
+        case "raise":
+            possible, after = changed, record
+        case "reset":
+            possible, after = changed, Version(call.given, call.token)
+        case "reuse" if base is None:
+            possible, after = changed and token in (None, call.base), told
+        case "reuse":
+            possible, after = same, told
+        case _:
+            return []
+    return [after] if possible and call.seen == fingerprint else []
+
+
+def judge_record(calls: Sequence[Call]) -> None:
+    """Raises `AssertionError` unless the calls are linearizable: each must have had its effect in
+    one moment between its beginning and its end.
+
+    At the end of each call, all ways are kept in which it may have had its effect, with those of
+    the calls under way that must have had theirs before it.
+    """
+    calls = [call for call in calls if call.kind in RECORD_KINDS]
+    starts = [(call.start, False, number) for number, call in enumerate(calls)]
+    ends = [(call.end, True, number) for number, call in enumerate(calls)]
+    under_way: set[int] = set()
+    ways: set[tuple[Version | None, frozenset[int]]] = {(None, frozenset())}
+    for _, ended, number in sorted(starts + ends):
+        if not ended:
+            under_way.add(number)
+            continue
+        tried, untried, before = set(), ways, ways
+        ways = set()
+        while untried:
+            tried |= untried
+            ways |= {(record, done - {number}) for record, done in untried if number in done}
+            untried = {
+                (after, done | {other})
+                for record, done in untried
+                if number not in done
+                for other in under_way - done
+                for after in follow(record, calls[other])
+            } - tried
+        assert ways, explain(calls, number, before)
+        under_way.remove(number)
+    made = Counter(call.token for call in calls if call.kind in ("start", "reset"))
+    assert len(made) == made.total(), f"two generations have one token: {made.most_common(1)}"
+
+
+def explain(
+    calls: Sequence[Call], number: int, ways: set[tuple[Version | None, frozenset[int]]]
+) -> str:
+    wrong = calls[number]
+    beside = [call for call in calls if call.start <= wrong.end and call.end >= wrong.start]
+    records = {record for record, _ in ways}
+    lines = [f"no order explains {wrong}", "the record may have been", *map(repr, records)]
+    lines += ["and there was beside it", *map(repr, sorted(beside, key=lambda call: call.start))]
+    return "\n  ".join(lines)
+
+
+def judge_checkpoints(calls: Sequence[Call]) -> None:
+    """Raises `AssertionError` if a read missed a write that had returned before it began, or told
+    of one that began after it. Each task is written by one process, which numbers its writes."""
+    writes: dict[tuple[str | None, str | None], list[Call]] = {}
+    for call in calls:
+        if call.kind == "dump":
+            writes.setdefault((call.token, call.task), []).append(call)
+    for read in calls:
+        if read.kind != "load":
+            continue
+        for generation in filter(None, (read.token, read.base)):
+            there = writes.get((generation, read.task), [])
+            returned = max((write.number for write in there if write.end < read.start), default=0)
+            begun = max((write.number for write in there if write.start < read.end), default=0)
+            if read.origin == generation:
+                assert max(returned, 1) <= read.number <= begun, f"{read}: {returned} to {begun}"
+                break
+            assert not returned, f"{read}: write {returned} of {generation} had returned"
+        else:
+            assert read.origin is None, f"{read}: that is not its generation"
+
+
+# The races
+
+_together: Barrier
+
+
+def _prepare(barrier: Barrier) -> None:
+    global _together
+    _together = barrier
+    logging.getLogger("checkpoint_store").addFilter(_expected)
+
+
+def _expected(message: logging.LogRecord) -> bool:
+    """Silences the warning of a reuse. That a reset could not delete the old files is a failure."""
+    assert "was reset, but" not in message.msg, message.getMessage()
+    return False
+
+
+def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    _together.wait()
+    return function(*arguments)
+
+
+Race = Callable[..., list[Any]]
+
+
+@contextmanager
+def racers(store: CheckpointStore) -> Iterator[Race]:
+    """What calls a function in all processes at once, with the store and the process's number."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(PROCESSES, timeout=PATIENCE)
+    with ProcessPoolExecutor(PROCESSES, context, _prepare, (barrier,)) as pool:
+
+        def race(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+            futures = [
+                pool.submit(_at_once, function, store, process, *arguments)
+                for process in range(PROCESSES)
+            ]
+            return [future.result(PATIENCE) for future in futures]
+
+        race(warm_up)
+        yield race
+
+
+def warm_up(store: CheckpointStore, process: int) -> None:
+    """Connects, finds out what the storage does, and leaves room for others to come between two
+    requests: pages are small, and now and then a request is late."""
+    store.run(f"warm {process}")
+    store.clear(f"warm {process}")
+    assert store.conditional_writes, "there is no race to win without conditional writes"
+    filesystem = store._filesystem
+    for name in ("read_small", "swap", "detach", "pages", "delete", "read", "write"):
+        setattr(filesystem, name, hesitant(getattr(filesystem, name)))
+    for module in (local, s3):
+        module.PAGE = 3
+
+
+def hesitant(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        if random.random() < 0.1:
+            time.sleep(random.uniform(0, HESITATION))
+        return function(*arguments)
+
+    return call
+
+
+class Racer:
+    """One process in a race for a workflow, and its notes."""
+
+    def __init__(self, store: CheckpointStore, workflow: str, process: int) -> None:
+        self.store = store
+        self.workflow = workflow
+        self.process = process
+        self.calls: list[Call] = []
+        self._began = 0
+        self._run: Run | None = None
+        self._written = 0
+
+    def perform(self, kind: str, fingerprint: str = "", task: str = "") -> None:
+        if self._run is None and kind in ("dump", "load", "load many"):
+            kind = "run"
+        self._began = time.monotonic_ns()
+        try:
+            self._perform(kind, fingerprint, task)
+        except ContentionError:
+            # A checkpoint has no rivals: only clears that follow each other at once stop a write.
+            if kind == "dump":
+                raise
+            self._note("contention")
+
+    def _perform(self, kind: str, fingerprint: str, task: str) -> None:
+        run = self._run
+        match kind:
+            case "reset" | "raise" | "reuse":
+                self._resume(fingerprint, kind)
+            case "run":
+                self._run = run = self.store.run(self.workflow)
+                self._note("run", seen=run.fingerprint, token=run.token, base=run._base)
+            case "read":
+                self._note("read", seen=self.store.read_fingerprint(self.workflow))
+            case "write":
+                self.store.write_fingerprint(self.workflow, fingerprint)
+                self._note("write", given=fingerprint)
+            case "clear":
+                self.store.clear(self.workflow)
+                self._note("clear")
+            case "collect":
+                self.store.collect(self.workflow)
+                self._note("collect")
+            case "dump" if run:
+                self._dump(run)
+            case "load" if run:
+                try:
+                    value = run.load(task)
+                except CheckpointNotFoundError:
+                    value = None
+                self._loaded(run, {task: value})
+            case "load many" if run:
+                self._loaded(run, {**dict.fromkeys(TASKS), **run.load_many()})
+
+    def _resume(self, fingerprint: str, policy: Any) -> None:
+        try:
+            run = resume(self.store, self.workflow, fingerprint=fingerprint, on_input_change=policy)
+        except InputChangedError as error:
+            self._note("raise", given=fingerprint, seen=error.stored)
+            return
+        assert run.decision
+        self._run = run
+        self._note(
+            run.decision.action,
+            given=fingerprint,
+            seen=run.decision.stored,
+            token=run.token,
+            base=run._base,
+        )
+
+    def _dump(self, run: Run) -> None:
+        self._written += 1
+        value = {"number": self._written, "token": run.token, "inputs": _inputs(run)}
+        run.dump(TASKS[self.process], value)
+        self._note("dump", token=run.token, task=TASKS[self.process], number=self._written)
+
+    def _loaded(self, run: Run, values: dict[str, Any]) -> None:
+        """Notes what was read, or not there. That is nothing to wonder at in a retired generation,
+        but one that is current afterwards was so all the time: no token comes back."""
+        own = all(value and value["token"] == run.token for value in values.values())
+        retired = not own and not run.is_current()
+        for task, value in values.items():
+            origin = value and value["token"]
+            if retired and origin != run.token and origin in (None, run._base):
+                self._note("retired")
+            else:
+                told = {"token": run.token, "base": run._base, "task": task, "origin": origin}
+                self._note("load", number=value["number"] if value else 0, **told)
+            # Those of a run without inputs may have been labelled since.
+            if value and run._base is None and _inputs(run):
+                assert value["inputs"] in (None, run.fingerprint), f"{run} was given {value}"
+
+    def _note(self, kind: str, **told: Any) -> None:
+        self.calls.append(Call(self.process, self._began, time.monotonic_ns(), kind, **told))
+
+
+def _inputs(run: Run) -> str | None:
+    return run.fingerprint if run.decision else None
+
+
+def create(store: CheckpointStore, process: int, workflow: str, inputs: str) -> list[Call]:
+    racer = Racer(store, workflow, process)
+    racer.perform("reset", inputs.format(process))
+    return racer.calls
+
+
+def count(store: CheckpointStore, _process: int, workflow: str, times: int) -> list[int]:
+    def propose(found: Record | CorruptRecordError | None) -> Record:
+        assert not isinstance(found, CorruptRecordError)
+        return new_record(workflow, str(1 + int((found and found.fingerprint) or 0)))
+
+    reached = []
+    for _ in range(times):
+        with suppress(ContentionError):
+            record = change_record(store._filesystem, workflow, propose)
+            reached.append(int(record.fingerprint or 0))
+    return reached
+
+
+MIX = {
+    "reset": 6, "raise": 1, "reuse": 1, "run": 1, "read": 2, "write": 0.5, "clear": 0.5,
+    "collect": 2, "dump": 6, "load": 6, "load many": 1,
+}  # fmt: skip
+
+
+def mix(
+    store: CheckpointStore, process: int, workflow: str, seed: int, operations: int
+) -> list[Call]:
+    of_all = random.Random(seed)
+    kinds = {kind: weight * of_all.random() for kind, weight in MIX.items()}
+    random_ = random.Random(f"{seed} {process}")
+    racer = Racer(store, workflow, process)
+    for turn in range(operations):
+        (kind,) = random_.choices(list(kinds), list(kinds.values()))
+        # All go on to other inputs at about the same time, but not all at once.
+        inputs = (turn + random_.randrange(4)) // 20
+        racer.perform(kind, f"inputs {inputs}", random_.choice(TASKS))
+    return racer.calls
+
+
+def race_once(race: Race, store: CheckpointStore, seed: int, operations: int) -> Counter[str]:
+    """The three races of a seed, and how often what came out of an operation."""
+    workflow = f"seed {seed}"
+    counts: Counter[str] = Counter()
+
+    def judge(workflow: str, notes: list[list[Call]]) -> None:
+        calls = [call for calls in notes for call in calls]
+        end = Racer(store, workflow, PROCESSES)
+        end.perform("run")
+        judge_record(calls + end.calls)
+        judge_checkpoints(calls)
+        counts.update(call.kind for call in calls)
+        store.clear(workflow)
+
+    for number in range(operations // 10):
+        name = f"{workflow}, new {number}"
+        judge(name, race(create, name, "of {}" if number % 2 else "of all"))
+    # Every try that fails is one of another process that succeeds, and there are fewer of them.
+    assert not counts["contention"], "a race for a new workflow was given up"
+
+    reached = [number for numbers in race(count, workflow, operations // 8) for number in numbers]
+    assert sorted(reached) == list(range(1, len(reached) + 1)), "an update was lost"
+    assert store.read_fingerprint(workflow) == str(len(reached))
+    store.clear(workflow)
+    counts["count"] += len(reached)
+    counts["contention"] += PROCESSES * (operations // 8) - len(reached)
+
+    judge(workflow, race(mix, workflow, seed, operations))
+    left = [name for name in store.workflows() if name.startswith(workflow)]
+    assert not left, f"a clear with nobody beside it left something of {left}"
+    return counts
+
+
+@contextmanager
+def storage(url: str) -> Iterator[CheckpointStore]:
+    """A store at a URL, or in a storage that is made for it."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        if url == "local":
+            store = LocalBackend(Path(folder)).store(durable=False)
+        elif url == "s3":
+            CACHE.mkdir(parents=True, exist_ok=True)
+            store = MinistackBackend(stack.enter_context(servers.ministack_server(CACHE))).store()
+        else:
+            store = CheckpointStore(url)
+        yield stack.enter_context(store)
+
+
+CACHE = Path(__file__).parent.parent / ".pytest_cache/d/ministack"
+"""Where pytest keeps it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.races")
+    parser.add_argument("--url", action="append", help="local, s3 (a server of its own), or a URL")
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--operations", type=int, default=200)
+    options = parser.parse_args(arguments)
+    for url in options.url or ("local", "s3"):
+        counts: Counter[str] = Counter()
+        began = time.monotonic()
+        with storage(url) as store, racers(store) as race:
+            for seed in range(options.seeds):
+                try:
+                    counts += race_once(race, store, seed, options.operations)
+                except BaseException as error:
+                    error.add_note(f"in seed {seed} at {url}")
+                    raise
+        figures = ", ".join(f"{number:,} {kind}" for kind, number in counts.most_common())
+        print(f"{url}, {time.monotonic() - began:.0f} s: {counts.total():,} calls: {figures}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,854 @@
+"""Random histories of a few workflows, each step of which must go as a model says: a dict.
+
+Two processes resume, run, write, read, delete, collect and clear workflows whose names are siblings
+and affixes of each other. Files are damaged, exchanged and lost by another way than the library's.
+Any step may fail at any of its primitives, as in `test_crashes`: before it takes effect, after it
+with the reply lost, for ever, or with the end of the process, which is then opened anew.
+
+The model is exact. A step must return or raise what the model does, and leave exactly the files
+that the model holds, all others as they were to the byte. Only after a fault each file may be as
+before or as after the step, within the orders that are promised; which it is, is then looked up.
+
+    CHECKPOINT_STORE_HEAVY=1 pytest tests/test_stateful.py
+
+makes 1,000 histories of 500 steps on each kind of storage.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from checkpoint_store import (
+    CheckpointNotFoundError,
+    CheckpointStore,
+    CheckpointStoreError,
+    CorruptCheckpointError,
+    CorruptRecordError,
+    IncompleteClearError,
+    InputChangedError,
+    InvalidNameError,
+    Run,
+    SerializationError,
+    StorageError,
+    UnsupportedFormatError,
+    fingerprint,
+    plan,
+    resume,
+)
+from checkpoint_store._policy import POLICIES
+
+from . import test_crashes
+from .backends import (
+    RECORD,
+    SIBLINGS,
+    Backend,
+    GenericBackend,
+    LocalBackend,
+    MemoryBackend,
+    S3Backend,
+    make_backend,
+)
+from .test_crashes import KINDS as FAULTS
+from .test_crashes import CrashError, Tap, Tapped
+from .test_crashes import fault as fault_of
+
+pytestmark = pytest.mark.slow
+
+HEAVY = os.environ.get("CHECKPOINT_STORE_HEAVY") == "1"
+
+HISTORIES = {"memory": 250, "local": 200, "ministack": 12}
+"""How many are made where time is short."""
+
+WORKFLOWS = {**SIBLINGS, "wf": "wf", "wf/": "wf%2F", "wf@0123456789abcdef": "wf%400123456789abcdef"}
+TASKS = {
+    "t": "t", "t1": "t1", "t-1": "t-1", "t.": "t%2E", "t/": "t%2F", "T": "T", "t@x": "t%40x",
+    "t@0123456789abcdef": "t%400123456789abcdef", ".fingerprint": "%2Efingerprint", "wf": "wf",
+}  # fmt: skip
+"""Names that are easily taken for each other, with their keys."""
+
+INPUTS = ({"day": 1}, {"day": 2}, {"day": "1"}, {"day": 1, "zone": None})
+FINGERPRINTS = (*map(fingerprint, INPUTS), "v1", "V1")
+READS = ("read", "load", "stream", "in", "tasks", "read_many", "load_many")
+DAMAGES = ("flip", "cut", "empty", "longer", "future", "other", "lose")
+FOREIGN = ("notes.txt", "t@0123", ".fingerprint~", "t%40@0123456789abcdeg")
+"""Files that are not the library's, whatever they look like."""
+
+
+# The model
+
+
+class RefusedError(Exception):
+    """The model's word for an exception of the library's, whose type is one of its arguments."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """In place of a file that somebody has spoilt: what reading it raises."""
+
+    error: type[CheckpointStoreError]
+
+
+class Record(NamedTuple):
+    fingerprint: str | None
+    token: str
+    base: str | None
+
+    def is_of(self, current: str) -> bool:
+        return self.fingerprint == current and self.base is None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    payload: bytes
+    dumped: bool
+    inputs: str | None
+    """The fingerprint of the run that computed it."""
+
+
+New = Callable[[], str]
+"""Says the token of a new generation."""
+
+
+Key = tuple[str, str]
+"""Task and token."""
+
+
+def path_of(name: str, key: Key | None) -> str:
+    """Where a checkpoint, or the record (None), of a workflow is stored."""
+    return f"{WORKFLOWS[name]}/" + (f"{TASKS[key[0]]}@{key[1]}" if key else RECORD)
+
+
+def is_of(name: str, key: str) -> bool:
+    return key.startswith((f"{WORKFLOWS[name]}/", f".tmp/{WORKFLOWS[name]}~"))
+
+
+def is_moved(key: str) -> bool:
+    """Whether it is within a folder that a clear renamed."""
+    return key.startswith(".tmp/") and key.count("/") == 2
+
+
+def whole(found: Any) -> Any:
+    if isinstance(found, Damage):
+        raise RefusedError(found.error)
+    return found
+
+
+@dataclass
+class Workflow:
+    """What there is of one, its checkpoints by task and token, and what the library does with it.
+
+    `aside` are the keys that an interrupted operation left in the folder for temporary files.
+    """
+
+    record: Record | Damage | None = None
+    files: dict[Key, Checkpoint | Damage] = field(default_factory=dict)
+    aside: set[str] = field(default_factory=set)
+
+    def copy(self) -> Workflow:
+        return Workflow(self.record, dict(self.files), set(self.aside))
+
+    def by_key(self, name: str) -> dict[str, object]:
+        """Everything by its key in the storage."""
+        files = {path_of(name, key): found for key, found in self.files.items()}
+        record = {path_of(name, None): self.record} if self.record else {}
+        return {**record, **files, **dict.fromkeys(self.aside, "aside")}
+
+    def has_traces(self) -> bool:
+        """Whether it is listed. A temporary file is no trace; what a clear moved away is one."""
+        return bool(self.record or self.files or any(map(is_moved, self.aside)))
+
+    def read_fingerprint(self) -> str | None:
+        record: Record | None = whole(self.record)
+        return record and record.fingerprint
+
+    def describe(self) -> tuple[object, ...]:
+        fingerprint, live = self.read_fingerprint(), self.live()
+        tasks = {task for task, token in self.files if token in live}
+        return fingerprint, len(tasks), sum(token not in live for _, token in self.files)
+
+    def decide(self, current: str, policy: str) -> str:
+        if policy == "reset" and self.record == Damage(CorruptRecordError):
+            return "reset"
+        record = whole(self.record)
+        if record is None:
+            return "start"
+        return "continue" if record.is_of(current) else policy
+
+    def plan(self, current: str, policy: str) -> tuple[object, ...]:
+        action = self.decide(current, policy)
+        stored = self.record.fingerprint if isinstance(self.record, Record) else None
+        return action, policy, stored, current
+
+    def resume(self, current: str, policy: str, new: New) -> Record:
+        action = self.decide(current, policy)
+        if action == "raise":
+            raise RefusedError(InputChangedError)
+        if action in ("start", "reset"):
+            self.record = Record(current, new(), None)
+        record: Record = whole(self.record)
+        if action == "reuse" and record.base is None:
+            self.record = record = Record(record.fingerprint, new(), record.token)
+        if action == "reset":
+            self.collect()
+        return record
+
+    def run(self, current: str | None, new: New) -> Record:
+        record: Record | None = whole(self.record)
+        if record is None:
+            self.record = record = Record(current, new(), None)
+        if current is not None and not record.is_of(current):
+            raise RefusedError(InputChangedError)
+        return record
+
+    def write_fingerprint(self, current: str, new: New) -> None:
+        record: Record | None = whole(self.record)
+        if record and record.base is None and record.fingerprint in (None, current):
+            self.record = record._replace(fingerprint=current)
+        else:
+            self.record = Record(current, new(), None)
+
+    def live(self) -> set[str | None]:
+        """The generations that somebody may still come to read: all, if nobody knows."""
+        if isinstance(self.record, Damage):
+            return {token for _, token in self.files}
+        return {self.record.token, self.record.base} if self.record else set()
+
+    def collect(self) -> int:
+        # The record is only asked about files that there are.
+        if self.files and whole(self.record) is None:
+            return 0
+        return self._remove(self.live())
+
+    def clear(self) -> int:
+        self.record = None
+        return self._remove(set())
+
+    def _remove(self, live: set[str | None]) -> int:
+        gone = [key for key in self.files if key[1] not in live]
+        for key in gone:
+            del self.files[key]
+        aside, self.aside = self.aside, set()
+        return len(gone) + sum("@" in key for key in aside)
+
+
+@dataclass
+class Handle:
+    """A run, in one of the processes, and which generations the model lets it read."""
+
+    process: int
+    name: str
+    run: Run
+    tokens: tuple[str, ...]
+    strict: bool
+
+    def newest(self, workflow: Workflow, task: str) -> Checkpoint | Damage | None:
+        found = (workflow.files.get((task, token)) for token in self.tokens)
+        return next(filter(None, found), None)
+
+    def find(self, workflow: Workflow, task: str) -> Checkpoint:
+        checkpoint: Checkpoint | None = whole(self.newest(workflow, task))
+        if checkpoint is None:
+            raise RefusedError(CheckpointNotFoundError)
+        # Never stale, even if the model is wrong.
+        assert not self.strict or checkpoint.inputs in (self.run.fingerprint, None)
+        return checkpoint
+
+    def read(self, workflow: Workflow, how: str, task: str) -> Any:
+        tasks = {task for task, token in workflow.files if token in self.tokens}
+        if how == "in":
+            return task in tasks
+        if how == "tasks":
+            return tasks
+        if how.endswith("_many"):
+            found = [self.newest(workflow, task) for task in tasks]
+            # They are read in any order, and all of them before the first is loaded.
+            if damaged := {each.error for each in found if isinstance(each, Damage)}:
+                raise RefusedError(*damaged)
+            return {task: self.read(workflow, how.removesuffix("_many"), task) for task in tasks}
+        checkpoint = self.find(workflow, task)
+        if how != "load":
+            return checkpoint.payload
+        if not checkpoint.dumped:
+            raise RefusedError(SerializationError)
+        return json.loads(checkpoint.payload)
+
+    def is_current(self, workflow: Workflow) -> bool:
+        record: Record | None = whole(workflow.record)
+        return record is not None and record.token == self.tokens[0]
+
+    def delete(self, workflow: Workflow, task: str) -> None:
+        for token in self.tokens:
+            workflow.files.pop((task, token), None)
+
+
+class Done(NamedTuple):
+    returned: Any
+    predicted: Any
+    raised: BaseException | None
+
+
+def outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What it returns, and what it raises."""
+    try:
+        return call(), None
+    except (RefusedError, CheckpointStoreError, CrashError) as error:
+        return None, error
+
+
+# What the library does, in whichever process
+
+
+def resume_in(name: str, which: int, policy: Any, store: CheckpointStore) -> Run:
+    if which < len(INPUTS):
+        # Not in the order in which they were fingerprinted.
+        inputs = dict(reversed(INPUTS[which].items()))
+        return resume(store, name, inputs, on_input_change=policy)
+    return resume(store, name, fingerprint=FINGERPRINTS[which], on_input_change=policy)
+
+
+def plan_in(name: str, which: int, policy: Any, store: CheckpointStore) -> tuple[object, ...]:
+    decision = plan(store, name, fingerprint=FINGERPRINTS[which], on_input_change=policy)
+    assert (decision.change is None) == (decision.action in ("start", "continue"))
+    return decision.action, decision.policy, decision.stored, decision.current
+
+
+def describe_in(name: str, store: CheckpointStore) -> tuple[object, ...]:
+    description = store.describe(name)
+    return description.fingerprint, description.tasks, description.retired
+
+
+def workflows_in(store: CheckpointStore) -> list[str]:
+    return sorted(store.workflows())
+
+
+def read_by(how: str, task: str, run: Run) -> Any:
+    if how == "stream":
+        with run.open(task) as stream:
+            return stream.read()
+    if how in ("read", "load"):
+        return getattr(run, how)(task)
+    return task in run if how == "in" else getattr(run, how)()
+
+
+class _StopError(Exception):
+    """What the block of a stream raises that is to be discarded."""
+
+
+def write_by(how: str, payloads: dict[str, bytes], run: Run) -> None:
+    if how == "write_many":
+        run.write_many(payloads)
+        return
+    [(task, payload)] = payloads.items()
+    if how == "dump":
+        value = json.loads(payload)
+        assert value is run.dump(task, value)
+    elif how == "write":
+        run.write(task, payload)
+    else:
+        with suppress(_StopError), run.open(task, "wb") as stream:
+            stream.write(payload[:5])
+            if how == "abandon":
+                raise _StopError
+            stream.write(payload[5:])
+
+
+# The storage
+
+
+class Storage:
+    """Where the histories of one kind happen, one after the other, each on an empty root.
+
+    `pool` is the second process; without one there is only a second store.
+    """
+
+    def __init__(self, make: Callable[[], Backend], pool: ProcessPoolExecutor | None) -> None:
+        self.make = make
+        self.pool = pool
+        self.met: Counter[str] = Counter()
+        self._owner: CheckpointStore | None = None
+
+    def open(self, backend: Backend) -> CheckpointStore:
+        store = backend.store(durable=False)
+        if isinstance(backend, S3Backend):
+            # They share connections, which take longer to make than a history.
+            self._owner = self._owner or store
+            store._filesystem._clients = self._owner._filesystem._clients  # type: ignore[attr-defined]
+        return store
+
+    def close(self) -> None:
+        if self._owner is not None:
+            self._owner.close()
+
+
+def tapped(target: Any, tap: Tap) -> Any:
+    """The same store or run, whose every primitive goes through the tap."""
+    filesystem = Tapped(target._filesystem, tap)
+    if isinstance(target, Run):
+        return replace(target, _filesystem=filesystem)
+    target = copy.copy(target)
+    target._filesystem = filesystem
+    return target
+
+
+def in_another_process(pool: ProcessPoolExecutor, action: Callable[[Any], Any], target: Any) -> Any:
+    return pool.submit(action, target).result()
+
+
+def glance(backend: Backend) -> dict[str, object]:
+    """For each file something that is another for other bytes, in one request on S3."""
+    if not isinstance(backend, S3Backend):
+        return dict(backend.files())
+    reply = backend.client.list_objects_v2(Bucket=backend.bucket, Prefix=backend.inside)
+    assert not reply["IsTruncated"]
+    files = reply.get("Contents", ())
+    return {item["Key"].removeprefix(backend.inside): item["ETag"] for item in files}
+
+
+def content(backend: Backend, key: str) -> bytes:
+    if not isinstance(backend, S3Backend):
+        return backend.files()[key]
+    reply = backend.client.get_object(Bucket=backend.bucket, Key=backend.inside + key)
+    return bytes(reply["Body"].read())
+
+
+# Histories
+
+MEANT_TO_BE_MET = {"start", "continue", "reuse", "reset", "raise", "damage"} | {
+    f"{kind}, {effect}" for kind in FAULTS for effect in ("done", "not done")
+}
+indices = st.sampled_from((0, 0, 0, 1, 1, 2, 3))
+"""Of workflows, tasks and runs. The first are preferred, so that much happens to them."""
+
+which_inputs = st.sampled_from((0, 0, 0, 1, 1, 2, 3, 4, 5))
+processes = st.integers(0, 1)
+policies = st.sampled_from(POLICIES)
+faults = st.tuples(st.sampled_from((*[None] * 10, *FAULTS)), st.sampled_from((0, 1, 1, 2, 2, 3, 4)))
+
+Fault = tuple[str | None, int]
+NONE: Fault = (None, 0)
+
+
+class History(RuleBasedStateMachine):
+    def __init__(self, storage: Storage) -> None:
+        super().__init__()
+        self.storage = storage
+        self.backend = storage.make()
+        self.stores = [storage.open(self.backend), storage.open(self.backend)]
+        self.handles: list[Handle] = []
+        self.model: dict[str, Workflow] = {}
+        self.tokens: set[str] = set()
+        self.foreign: set[str] = set()
+        self.seen = glance(self.backend)
+        self.number = 0
+        self.is_sound = True
+
+    @initialize(
+        names=st.lists(st.sampled_from(sorted(WORKFLOWS)), min_size=2, max_size=4, unique=True),
+        tasks=st.lists(st.sampled_from(sorted(TASKS)), min_size=2, max_size=4, unique=True),
+    )
+    def begin(self, names: list[str], tasks: list[str]) -> None:
+        self.names = self.backend.distinct(names)
+        self.tasks = self.backend.distinct(tasks)
+        self.model = {name: Workflow() for name in self.names}
+
+    def name_of(self, index: int) -> str:
+        return self.names[index % len(self.names)]
+
+    def task_of(self, index: int) -> str:
+        return self.tasks[index % len(self.tasks)]
+
+    def handle_of(self, index: int) -> Handle:
+        if not self.handles:
+            if isinstance(self.model[self.name_of(index)].record, Damage):
+                self.tidy(0, index, "clear", NONE)
+            self.run(index % 2, index, None, NONE)
+        return self.handles[-1 - index % len(self.handles)]
+
+    # Workflows
+
+    @rule(
+        process=processes,
+        index=indices,
+        which=which_inputs,
+        policy=policies,
+        then=st.sampled_from((None, *["delete"] * 3, *READS)),
+        fault=faults,
+    )
+    def resume(
+        self,
+        process: int,
+        index: int,
+        which: int,
+        policy: str,
+        then: str | None,
+        fault: Fault,
+    ) -> None:
+        name, current = self.name_of(index), FINGERPRINTS[which]
+
+        def predict(workflow: Workflow, new: New) -> Record:
+            self.storage.met[workflow.decide(current, policy)] += 1
+            return workflow.resume(current, policy, new)
+
+        action = partial(resume_in, name, which, policy)
+        done = self.do(process, name, action, predict, fault, resets=True)
+        if done.raised is None:
+            assert done.returned.fingerprint == current
+            self.hold(process, name, done, strict=policy != "reuse")
+            if then is not None:
+                self.write(0, int(policy == "reuse"), "write_many", NONE)
+            if then in READS:
+                self.read(0, 0, then, fault)
+            elif then == "delete":
+                self.delete(0, which + 1, fault)
+
+    @rule(process=processes, index=indices, which=st.none() | which_inputs, fault=faults)
+    def run(self, process: int, index: int, which: int | None, fault: Fault) -> None:
+        name, current = self.name_of(index), None if which is None else FINGERPRINTS[which]
+        action = methodcaller("run", name, fingerprint=current)
+        done = self.do(process, name, action, lambda w, new: w.run(current, new), fault)
+        if done.raised is None:
+            assert done.returned.fingerprint == done.predicted.fingerprint
+            self.hold(process, name, done, strict=False)
+
+    def hold(self, process: int, name: str, done: Done, *, strict: bool) -> None:
+        run, record = done.returned, done.predicted
+        assert run.token == record.token
+        run = replace(run, _filesystem=self.stores[process]._filesystem)
+        tokens = (record.token,) if record.base is None else (record.token, record.base)
+        self.handles.append(Handle(process, name, run, tokens, strict))
+
+    @rule(process=processes, index=indices, which=which_inputs, fault=faults)
+    def write_fingerprint(self, process: int, index: int, which: int, fault: Fault) -> None:
+        name, current = self.name_of(index), FINGERPRINTS[which]
+        action = methodcaller("write_fingerprint", name, current)
+        self.do(process, name, action, lambda w, new: w.write_fingerprint(current, new), fault)
+
+    @rule(process=processes, index=indices, which=which_inputs, policy=policies)
+    def ask(self, process: int, index: int, which: int, policy: str) -> None:
+        name = self.name_of(index)
+        action = methodcaller("read_fingerprint", name)
+        self.do(process, name, action, lambda w, _: w.read_fingerprint())
+        action = partial(describe_in, name)
+        self.do(process, name, action, lambda w, _: w.describe())
+        action = partial(plan_in, name, which, policy)
+        self.do(process, name, action, lambda w, _: w.plan(FINGERPRINTS[which], policy))
+        there = sorted(name for name, workflow in self.model.items() if workflow.has_traces())
+        self.do(process, name, workflows_in, lambda *_: there)
+
+    @rule(
+        process=processes,
+        index=indices,
+        how=st.sampled_from(("collect", "collect", "clear")),
+        fault=faults,
+    )
+    def tidy(self, process: int, index: int, how: str, fault: Fault) -> None:
+        name = self.name_of(index)
+        self.do(process, name, methodcaller(how, name), lambda w, _: getattr(w, how)(), fault)
+
+    # Checkpoints
+
+    @rule(
+        at=indices,
+        index=indices,
+        how=st.sampled_from(("dump", "write", "stream", "write_many", "abandon")),
+        fault=faults,
+    )
+    def write(self, at: int, index: int, how: str, fault: Fault) -> None:
+        handle = self.handle_of(at)
+        files: dict[Key, Checkpoint | Damage] = {}
+        for task in self.tasks[index:] if how == "write_many" else [self.task_of(index)]:
+            self.number += 1
+            payload = json.dumps(f"{self.number} of {handle.name} by {handle.run.fingerprint}")
+            inputs = handle.run.fingerprint
+            files[task, handle.tokens[0]] = Checkpoint(payload.encode(), how == "dump", inputs)
+
+        def predict(workflow: Workflow, _: New) -> None:
+            if how != "abandon":
+                workflow.files |= files
+
+        payloads = {task: made.payload for (task, _), made in files.items()}
+        done = self.do_by(handle, partial(write_by, how, payloads), predict, fault)
+        if how == "write_many" and isinstance(done.raised, StorageError):
+            unwritten = done.raised.failures
+            written = self.model[handle.name].files
+            assert unwritten.keys() <= {task for task, _ in files}
+            assert all(files[key] == written[key] for key in files if key[0] not in unwritten)
+
+    @rule(
+        at=indices,
+        index=indices,
+        how=st.sampled_from(READS),
+        fault=faults,
+    )
+    def read(self, at: int, index: int, how: str, fault: Fault) -> None:
+        self.read_by(self.handle_of(at), how, index, fault)
+
+    def read_by(self, handle: Handle, how: str, index: int = 0, fault: Fault = NONE) -> None:
+        for task in self.tasks[index:] if how in ("read", "load", "stream", "in") else [""]:
+            predict = partial(handle.read, how=how, task=task)
+            self.do_by(handle, partial(read_by, how, task), lambda w, _, do=predict: do(w), fault)
+
+    @rule(at=indices, index=indices, fault=faults)
+    def delete(self, at: int, index: int, fault: Fault) -> None:
+        handle, task = self.handle_of(at), self.task_of(index)
+        action = methodcaller("delete", task)
+        within = fault[0], fault[1] % 2  # There are no more calls.
+        self.do_by(handle, action, lambda w, _: handle.delete(w, task), within)
+
+    @rule(at=indices)
+    def hand_over(self, at: int) -> None:
+        handle = self.handle_of(at)
+        self.do_by(handle, methodcaller("is_current"), lambda w, _: handle.is_current(w))
+        other, run = 1 - handle.process, pickle.loads(pickle.dumps(handle.run))
+        run = replace(run, _filesystem=self.stores[other]._filesystem)
+        self.handles.append(replace(handle, process=other, run=run))
+
+    # What others do to the files
+
+    @rule(at=st.integers(0, 31), source=st.integers(0, 31), how=st.sampled_from(DAMAGES))
+    def damage(self, at: int, source: int, how: str) -> None:
+        """Spoils a checkpoint, or sometimes a record, whose key is then None."""
+        kind: type[Record | Checkpoint] = Checkpoint if at % 3 else Record
+        intact: list[tuple[str, Key | None]] = [
+            (name, key)
+            for name, workflow in self.model.items()
+            for key, found in {None: workflow.record, **workflow.files}.items()
+            if isinstance(found, kind)
+        ]
+        if not intact:
+            return
+        target, other = intact[at % len(intact)], intact[source % len(intact)]
+        if how == "other" and target == other:
+            return
+        name, key = target
+        error: type[CheckpointStoreError] = CorruptCheckpointError if key else CorruptRecordError
+        if how == "future":
+            error = UnsupportedFormatError
+        elif how == "other" and str(target).lower() == str(other).lower():
+            error = InvalidNameError  # As on a disk that folds case.
+
+        self.spoil(path_of(*target), how, path_of(*other))
+        if key is None:
+            self.model[name].record = None if how == "lose" else Damage(error)
+        elif how == "lose":
+            del self.model[name].files[key]
+        else:
+            self.model[name].files[key] = Damage(error)
+
+    def spoil(self, path: str, how: str, other: str) -> None:
+        if how == "lose":
+            self.backend.remove(path)
+        else:
+            data = content(self.backend, path)
+            middle = len(data) // 2
+            spoilt = {
+                "flip": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+                "cut": data[:middle],
+                "empty": b"",
+                "longer": data + b"\0",
+                "future": data.replace(b'"checkpoint_store": 1', b'"checkpoint_store": 2'),
+                "other": content(self.backend, other),
+            }[how]
+            assert data != spoilt
+            self.backend.put(path, spoilt)
+        self.storage.met["damage"] += 1
+        self.seen = glance(self.backend)
+
+    @rule(index=indices, which=st.sampled_from(FOREIGN))
+    def put_a_foreign_file(self, index: int, which: str) -> None:
+        key = f"{WORKFLOWS[self.name_of(index)]}/{which}"
+        self.backend.put(key, b"mine")
+        self.foreign.add(key)
+        self.seen = glance(self.backend)
+
+    # In step with the model
+
+    def do_by(
+        self, handle: Handle, action: Any, predict: Callable[..., Any], fault: Fault = NONE
+    ) -> Done:
+        return self.do(handle.process, handle.name, action, predict, fault, handle=handle)
+
+    def do(
+        self,
+        process: int,
+        name: str,
+        action: Callable[[Any], Any],
+        predict: Callable[[Workflow, New], Any],
+        fault: Fault = NONE,
+        *,
+        handle: Handle | None = None,
+        resets: bool = False,
+    ) -> Done:
+        """Does it, and compares what it returned or raised, and what it left, with the model.
+
+        A fault that was met may be raised in place of that, or keep a reset from collecting.
+        """
+        self.is_sound = False
+        target: Any = self.stores[process] if handle is None else handle.run
+        tap = None if fault[0] is None else fault_of(fault[0], fault[1])
+        if tap is not None:
+            target = tapped(target, tap)
+        elif process == 1 and self.storage.pool is not None:
+            action = partial(in_another_process, self.storage.pool, action)
+        returned, raised = outcome(partial(action, target))
+        was_hit = tap is not None and len(tap.calls) > fault[1]
+
+        before, after = self.model[name], self.model[name].copy()
+        now = glance(self.backend)
+        changed = {key for key in now | self.seen if now.get(key) != self.seen.get(key)}
+        record = None
+        if path_of(name, None) in changed & now.keys():
+            parsed = json.loads(content(self.backend, path_of(name, None)))
+            record = Record(parsed["fingerprint"], parsed["token"], parsed["base"])
+
+        def new() -> str:
+            if record is None:
+                return "none, because the record is as it was"
+            assert record.token not in self.tokens
+            return record.token
+
+        predicted, refused = outcome(lambda: predict(after, new))
+        kinds = refused.args if refused else (type(None),)
+        if was_hit and raised is not None and type(raised) not in kinds:
+            self.storage.met[f"{fault[0]}, {'done' if changed else 'not done'}"] += 1
+            after = self.settled(name, before, after, changed, now, handle, raised, fault[0])
+        elif type(raised) not in kinds:
+            raise AssertionError(f"the model raises {refused!r}") from raised
+        else:
+            assert predicted == returned or isinstance(returned, Run)
+            if was_hit and resets:
+                kept = before.files.items() - after.files.items()
+                after.files |= {key: it for key, it in kept if path_of(name, key) in now}
+                after.aside = before.aside & now.keys()
+
+        old, held = before.by_key(name), after.by_key(name)
+        assert changed == {key for key in old | held if old.get(key) != held.get(key)}
+        foreign = {key for key in self.foreign if is_of(name, key)}
+        assert held.keys() | foreign == {key for key in now if is_of(name, key)}
+        if record is not None:
+            assert record == after.record
+            self.tokens.add(record.token)
+
+        self.model[name], self.seen = after, now
+        if isinstance(raised, CrashError):
+            self.stores[process] = self.storage.open(self.backend)
+            self.handles = [other for other in self.handles if other.process != process]
+        self.is_sound = True
+        return Done(returned, predicted, raised)
+
+    def settled(
+        self,
+        name: str,
+        before: Workflow,
+        after: Workflow,
+        changed: set[str],
+        now: dict[str, object],
+        handle: Handle | None,
+        raised: BaseException,
+        kind: str | None,
+    ) -> Workflow:
+        """What is left of a step that failed: each file as it was before or as it is after it."""
+        record = (after if path_of(name, None) in changed else before).record
+        files = {}
+        for key in before.files | after.files:
+            which = after if path_of(name, key) in changed else before
+            if key in which.files:
+                files[key] = which.files[key]
+        aside = {key for key in now if is_of(name, key) and key.startswith(".tmp/")}
+        found = Workflow(record, files, aside)
+
+        assert isinstance(raised, CrashError | StorageError | IncompleteClearError)
+        if record != before.record and record is not None:
+            # The reply was lost, but the nonce tells; nor is a reset undone if it cannot collect.
+            assert kind in ("crash", "outage")
+        if kind in ("error before", "refusal", "outage"):
+            # A process that lives, and knows of what it has made, takes it away.
+            assert all(map(is_moved, aside - before.aside))
+        if handle is not None:
+            # Nothing that neither was there nor should be comes to light.
+            for task in self.tasks:
+                seen, *allowed = (
+                    handle.newest(workflow, task) for workflow in (found, before, after)
+                )
+                assert seen in allowed
+        elif record == before.record:
+            # No file goes before it is out of reach.
+            live = before.live()
+            assert all(files.get(key) == it for key, it in before.files.items() if key[1] in live)
+        return found
+
+    def teardown(self) -> None:
+        for handle in self.handles if self.is_sound else ():
+            self.read_by(handle, "read")
+        empty(self.backend)
+
+
+def empty(backend: Backend) -> None:
+    if isinstance(backend, MemoryBackend):
+        backend.forget()
+    elif isinstance(backend, LocalBackend | GenericBackend):
+        shutil.rmtree(backend.root, ignore_errors=True)
+    elif isinstance(backend, S3Backend):
+        assert backend.unfinished_uploads() == []
+        for key in glance(backend):
+            backend.remove(key)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=logging.disable) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("kind", [*HISTORIES, "moto", "generic"] if HEAVY else HISTORIES)
+def test_every_history_goes_as_the_model_says(
+    kind: str, pool: ProcessPoolExecutor, tmp_path: Path, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert len(set(FINGERPRINTS)) == len(FINGERPRINTS)
+    monkeypatch.setattr(test_crashes, "MOST_CALLS", 10_000)
+    monkeypatch.setattr(logging.getLogger("checkpoint_store"), "disabled", True)
+    if kind == "memory":
+        storage = Storage(MemoryBackend, None)
+    else:
+        backend = make_backend(kind, tmp_path, request)
+        storage = Storage(lambda: backend, pool)
+    run_state_machine_as_test(
+        partial(History, storage),
+        settings=settings(
+            max_examples=1_000 if HEAVY else HISTORIES[kind],
+            stateful_step_count=500 if HEAVY else 75,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    storage.close()
+    if HEAVY or HISTORIES[kind] >= 200:
+        # Or it would show nothing.
+        assert storage.met.keys() >= MEANT_TO_BE_MET
