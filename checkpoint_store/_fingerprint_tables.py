@@ -20,7 +20,9 @@
 - In pandas NaT is missing, and NaN among numpy's floats is a value. Objects of nothing but str,
   and None, NaN or NA for what is missing, are a `string`.
 
-Metadata, `attrs` and `freq` do not count. Hashing goes piece by piece, so that no copy is large.
+Metadata, `attrs` and `freq` do not count. No more than one column is copied at a time. With less
+than pandas 2.0, polars 1.0 or pyarrow 14, which are enough, some columns are refused.
+
 The libraries are never imported here: `sys.modules` has them where their values have arrived.
 """
 
@@ -102,7 +104,7 @@ def _checked(rule: _Rule) -> _Rule:
     def checked(walk: Any, column: Any, room: int) -> Any:
         try:
             return rule(walk, column, room)
-        except RefusedError:
+        except (RefusedError, RecursionError):
             raise
         except Exception as error:
             raise RefusedError(f"reading it raised {type(error).__name__}", _REMEDY) from error
@@ -152,6 +154,8 @@ def _pandas_column(walk: Any, column: Any, room: int) -> object:
     pandas, numpy = sys.modules["pandas"], sys.modules["numpy"]
     kind, rows = column.dtype, len(column)
     array, plain = column.array, isinstance(kind, numpy.dtype)
+    if not plain and _root(type(kind)) != "pandas":
+        raise _unsupported(kind)
     if str(getattr(kind, "storage", "")).startswith("pyarrow"):
         return _arrow_column(walk, array.__arrow_array__(), room)
     if isinstance(kind, pandas.IntervalDtype):
@@ -174,7 +178,7 @@ def _pandas_column(walk: Any, column: Any, room: int) -> object:
         values = numpy.where(missing, 0, values) if gaps else values
     elif plain:
         name, values = kind.name, column.to_numpy()
-    elif hasattr(kind, "numpy_dtype") and _root(type(kind)) == "pandas":
+    elif hasattr(kind, "numpy_dtype"):
         name, values = kind.numpy_dtype.name, array.to_numpy(kind.numpy_dtype, na_value=0)
     else:
         raise _unsupported(kind)

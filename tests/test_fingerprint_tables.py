@@ -1044,6 +1044,15 @@ def test_a_column_type_of_somebody_else_is_refused() -> None:
     polars.unregister_extension_type("acme.length")
 
 
+def test_a_column_of_pandas_with_a_type_of_somebody_else_is_refused() -> None:
+    pandas, numpy = pytest.importorskip("pandas"), pytest.importorskip("numpy")
+    dtype = type("Int64Dtype", (pandas.Int64Dtype,), {"__module__": "acme", "name": "Metre"})
+    metres = type("Metres", (pandas.arrays.IntegerArray,), {"dtype": dtype()})
+    series = pandas.Series(metres(numpy.array([1]), numpy.array([True])))
+    error = refusal(series.to_frame("a"))
+    assert (error.path, error.reason) == ("inputs['v']['a']", "unsupported column type Metre")
+
+
 def test_memory_of_an_unknown_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     polars = pytest.importorskip("polars")
     monkeypatch.delitem(_fingerprint_tables._CODES, "int64")

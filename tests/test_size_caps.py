@@ -38,6 +38,8 @@ from .test_frame import measured
 
 pytestmark = pytest.mark.slow
 
+pytestmark = pytest.mark.slow
+
 KIB, MIB, TIB = 1024, 1024**2, 1024**4
 RECORD_CAP, HEADER_CAP = 64 * KIB, 16 * KIB
 CHUNK = MIB

@@ -31,7 +31,7 @@ from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all
 _T = TypeVar("_T")
 
 _PUT_BYTES = 5 * 1024**3  # As many as one PutObject may have.
-_PART_BYTES = 8 * 1024**2
+_PART_BYTES = 6 * 1024**2
 _READS = 3
 _CONFLICT = "ConditionalRequestConflict"
 
@@ -396,7 +396,7 @@ class _Upload:
         with memoryview(data) as view:
             start = 0
             while start < len(view):
-                # The 10,000 parts that there may be hold 429 GiB.
+                # The 10,000 parts that there may be hold 322 GiB.
                 size = _PART_BYTES * (1 + len(self._parts) // 1000)
                 stop = start + size - len(self._buffer)
                 self._buffer += view[start:stop]
