@@ -473,7 +473,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     error.add_note(f"in seed {seed} at {url}")
                     raise
         figures = ", ".join(f"{number:,} {kind}" for kind, number in counts.most_common())
-        print(f"{url}, {time.monotonic() - began:.0f} s: {counts.total():,} calls: {figures}")  # noqa: T201
+        took = time.monotonic() - began
+        print(f"{url}, {took:.0f} s: {counts.total():,} calls: {figures}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def running(*command: str, port: int) -> Iterator[str]:
                 raise RuntimeError(f"{command[0]} ended at once")
             yield f"http://127.0.0.1:{port}"
         finally:
-            server.terminate()
+            server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def watch(
     yield watch
     for record in caplog.records:
         if record.name == "checkpoint_store":
-            watch.see(record, record.args, record.getMessage())
+            watch.see(record, vars(record), record.getMessage())
     watch.see(*(warning.message for warning in recwarn))
     watch.texts += capfd.readouterr()
     assert watch.texts
@@ -150,6 +150,7 @@ OF_A_STORE: dict[str, Callable[[CheckpointStore, Watch], object]] = {
 OF_A_RUN: dict[str, Callable[[Run, Watch], object]] = {
     "write": lambda run, _: run.write("t", b"data"),
     "dump": lambda run, _: run.dump("t", 1),
+    "dump what it cannot": lambda run, _: run.dump("t", object()),
     "write_many": lambda run, _: run.write_many({"t": b"1", "u": b"2"}),
     "dump_many": lambda run, _: run.dump_many({"t": 1, "u": 2}),
     "open": lambda run, watch: stream(run, "wb", watch),
