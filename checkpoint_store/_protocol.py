@@ -121,9 +121,10 @@ def collect(
 
     def outcomes() -> Iterator[tuple[list[str], dict[str, str]] | None]:
         with storage_errors(f"collecting workflow {workflow_id!r}"):
-            sweeps = filesystem.each(sweep, filesystem.pages(folder), at_most=PAGES_AT_ONCE)
-            removals = filesystem.each(delete, filesystem.leftovers(folder), at_most=1)
-            for _, outcome in chain(sweeps, removals):
+            for _, outcome in chain(
+                filesystem.each(sweep, filesystem.pages(folder), at_most=PAGES_AT_ONCE),
+                filesystem.each(delete, filesystem.leftovers(folder), at_most=1),
+            ):
                 if isinstance(outcome, Exception):
                     raise outcome
                 yield outcome

@@ -58,8 +58,8 @@ MUTATIONS = {
                 "    removed = 0\n    early = read_record(filesystem, workflow_id)\n",
             ),
             (
-                "            record = read_record(filesystem, workflow_id)\n",
-                "            record = early\n",
+                "        record = read_record(filesystem, workflow_id)\n",
+                "        record = early\n",
             ),
         ),
         CRASHES,
@@ -69,7 +69,7 @@ MUTATIONS = {
         PROTOCOL,
         (
             (
-                "    return collect(filesystem, workflow_id, cleared=True)\n",
+                "    return collect(filesystem, workflow_id, cleared=True, callback=callback)\n",
                 "    return removed\n",
             ),
             (

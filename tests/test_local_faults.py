@@ -207,7 +207,7 @@ def test_a_short_write_loses_and_mixes_nothing(
     name: str, then: str, forker: Forker, templates: Templates
 ) -> None:
     operation = BY_NAME[name]
-    for number in range(1 if name in ("start reset", "reset", "reuse") else 3):
+    for number in range(3 if name == "stream" else 1):
         world = templates.copy(operation)
         others = world.others()
         ending = forker.perform(name, world.root, Hurt(short=number, then=then))

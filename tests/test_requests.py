@@ -185,7 +185,7 @@ def test_a_stream_costs_one_until_it_has_more_than_a_part(run: Run, requests: Co
 
     assert requests(lambda: write(1)) == "PUT"
     assert requests(read) == "GET"
-    assert requests(lambda: write(20)) == "CREATE PART PART PART COMPLETE"
+    assert requests(lambda: write(20)) == "CREATE PART PART PART PART COMPLETE"
     assert requests(read) == "GET"
 
 

@@ -644,9 +644,7 @@ def test_a_large_upload_appears_whole_and_only_when_committed(
     upload.commit()
     assert counted(proxy) == [
         ("POST", 200),
-        ("PUT", 200),
-        ("PUT", 200),
-        ("PUT", 200),
+        *[("PUT", 200)] * 4,
         ("POST", 200),
     ]
     assert data == bucket.get("root/wf/a")

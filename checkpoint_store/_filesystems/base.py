@@ -166,7 +166,10 @@ class Filesystem(ABC):
 
         workers = min(self.max_concurrency, at_most or self.max_concurrency)
         if workers == 1:
-            yield from enumerate(map(outcome, items))
+            try:
+                yield from enumerate(map(outcome, items))
+            finally:
+                del items  # An error's traceback keeps this frame, and it would keep files open.
             return
         pool = ThreadPoolExecutor(workers, thread_name_prefix="checkpoint_store")
         running: dict[Future[_R | Exception], int] = {}

@@ -298,16 +298,25 @@ class _OpenFile:
 
     def __getitem__(self, part: slice, /) -> bytes:
         start, stop, _ = part.indices(self._size)
-        if start:
-            os.lseek(self._descriptor, start, os.SEEK_SET)
         chunks = []
-        while start < stop and (chunk := os.read(self._descriptor, stop - start)):
-            chunks.append(chunk)
-            start += len(chunk)
+        try:
+            if start:
+                os.lseek(self._descriptor, start, os.SEEK_SET)
+            while start < stop and (chunk := os.read(self._descriptor, stop - start)):
+                chunks.append(chunk)
+                start += len(chunk)
+        except BaseException:
+            self.close()  # The traceback keeps this object alive.
+            raise
         return b"".join(chunks)
 
-    def __del__(self) -> None:
-        os.close(self._descriptor)
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with suppress(OSError):  # Nothing was written that could be lost.
+                os.close(descriptor)
+
+    __del__ = close
 
 
 class _LocalUpload:
