@@ -304,7 +304,7 @@ def answer(proxy: EndlessProxy, kind: Kind, head: bytes, length: int | None) -> 
 
 @lengths
 def test_an_endless_record_is_corrupt(run: Run, proxy: EndlessProxy, length: int | None) -> None:
-    answer(proxy, Kind.READ_RECORD, b"{", length)
+    answer(proxy, Kind.READ_RECORD, b"{\n", length)
     with measured(IN_FLIGHT), pytest.raises(CorruptRecordError):
         run.is_current()
     assert 0 < proxy.sent <= RECORD_CAP + IN_FLIGHT
@@ -314,7 +314,7 @@ def test_an_endless_record_is_corrupt(run: Run, proxy: EndlessProxy, length: int
 def test_whether_there_is_a_checkpoint_is_known_without_reading_it(
     run: Run, proxy: EndlessProxy, length: int | None
 ) -> None:
-    answer(proxy, Kind.READ, b"{", length)
+    answer(proxy, Kind.READ, b"{\n", length)
     with measured(IN_FLIGHT):
         assert "task" in run
     assert 0 < proxy.sent <= IN_FLIGHT
