@@ -35,7 +35,7 @@ def kill(target: str, kills: int, *options: str) -> dict[str, int]:
     found = re.findall(r"^ +([\d,]+)  (.+)$", done.stdout, re.MULTILINE)
     figures = {name: int(count.replace(",", "")) for count, name in found}
     assert figures["kills"] == kills
-    assert figures["killed in: no operation"] < kills / 4
+    assert figures.get("killed in: no operation", 0) < kills / 4
     assert figures["decision: reset"] > kills / 10
     assert figures["operation: clear"] > 0
     assert figures["writes owed and looked for"] > kills
