@@ -20,7 +20,7 @@ from checkpoint_store import CheckpointStore, InputChangedError, resume
 
 from ..backends import make_backend
 
-pytest.importorskip("dotflow", reason="the extra integrations is not installed")
+pytest.importorskip("dotflow", reason="needs the extra integrations")
 
 from dotflow import Config, DotFlow, action
 from dotflow.core.context import Context

@@ -25,7 +25,7 @@ from ..backends import make_backend
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("prefect") is None, reason="the extra integrations is missing"
+        importlib.util.find_spec("prefect") is None, reason="needs the extra integrations"
     ),
 ]
 

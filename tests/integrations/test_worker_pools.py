@@ -114,7 +114,7 @@ def test_the_processes_of_a_pool_share_a_run(
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed", reason="the extra integrations is missing")
+    distributed = pytest.importorskip("distributed", reason="needs the extra integrations")
     options = {"threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with (
         distributed.LocalCluster(n_workers=WORKERS, **options) as cluster,
