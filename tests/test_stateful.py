@@ -397,7 +397,9 @@ class Storage:
         if isinstance(backend, S3Backend):
             # They share connections, which take longer to make than a history.
             self._owner = self._owner or store
-            store._filesystem._clients = self._owner._filesystem._clients  # type: ignore[attr-defined]
+            shared: Any = self._owner._filesystem
+            own: Any = store._filesystem
+            own._clients = shared._clients
         return store
 
     def close(self) -> None:
@@ -818,10 +820,15 @@ def empty(backend: Backend) -> None:
             backend.remove(key)
 
 
+def quiet() -> None:
+    """Begins the other process, which so imports what is here, and logs nothing."""
+    logging.disable()
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=logging.disable) as pool:
+    with ProcessPoolExecutor(1, context, initializer=quiet) as pool:
         yield pool
 
 

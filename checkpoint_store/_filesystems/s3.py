@@ -12,6 +12,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,11 +26,13 @@ import fsspec.asyn
 import fsspec.config
 
 from .._frame import MAX_HEADER_BYTES, Data, Source, Upload
+from ..errors import InvalidURLError
 from . import generic  # noqa: F401 - after a fork it resets fsspec's loop
 from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all
 
 _T = TypeVar("_T")
 
+_ENDPOINT = re.compile(r"https?://[^@?#]+", re.IGNORECASE)
 _PUT_BYTES = 5 * 1024**3  # As many as one PutObject may have.
 _PART_BYTES = 6 * 1024**2
 _READS = 3
@@ -86,6 +89,13 @@ class S3Filesystem(Filesystem):
     ) -> None:
         if importlib.util.find_spec("s3fs") is None:
             raise ImportError("s3:// needs s3fs: pip install 'checkpoint-store[s3]'")
+        for given in (options, options.get("client_kwargs") or {}):
+            if not _ENDPOINT.fullmatch(str(given.get("endpoint_url") or "http://default")):
+                # Not repeated, as botocore would, because it may hold a password.
+                raise InvalidURLError(
+                    "endpoint_url must be http:// or https:// and a host, without a user name or a "
+                    "query: give credentials as key and secret"
+                )
         self.conditional_writes = None
         self.max_concurrency = max_concurrency
         self._bucket = bucket
