@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ._filesystems.base import Entry, Filesystem
-from ._names import RECORD, encode_name, parse_file_name
+from ._names import encode_name, is_ours, parse_file_name
 from ._protocol import read_record
 from .errors import StorageError, storage_errors
 
@@ -27,7 +27,7 @@ class Description:
         Bytes of all files, the record included.
     oldest, newest
         When the first and the last of the files were written, by the storage's clock; None if there
-        are none.
+        are none, or if the storage does not tell.
     """
 
     workflow_id: str
@@ -39,12 +39,16 @@ class Description:
     newest: datetime | None
 
     def __str__(self) -> str:
-        if self.oldest is None or self.newest is None:
+        if not self.size:
             return f"{self.workflow_id}: nothing"
         retired = f" and {self.retired} retired" if self.retired else ""
+        written = (
+            f", written {self.oldest:%Y-%m-%d %H:%M:%S} to {self.newest:%Y-%m-%d %H:%M:%S} UTC"
+            if self.oldest and self.newest
+            else ""
+        )
         return (
-            f"{self.workflow_id}: {self.tasks} checkpoints{retired}, {self.size:,} bytes, written "
-            f"{self.oldest:%Y-%m-%d %H:%M:%S} to {self.newest:%Y-%m-%d %H:%M:%S} UTC, "
+            f"{self.workflow_id}: {self.tasks} checkpoints{retired}, {self.size:,} bytes{written}, "
             f"fingerprint {self.fingerprint}"
         )
 
@@ -54,7 +58,7 @@ def describe(filesystem: Filesystem, workflow_id: str) -> Description:
     record = read_record(filesystem, workflow_id)
     live = () if record is None else (record.token, record.base)
     checkpoints = [parsed for file in files if (parsed := parse_file_name(file.name))]
-    times = [_when(file, workflow_id) for file in files]
+    times = [_when(file.written) for file in files if file.written is not None]
     return Description(
         workflow_id=workflow_id,
         fingerprint=None if record is None else record.fingerprint,
@@ -68,21 +72,23 @@ def describe(filesystem: Filesystem, workflow_id: str) -> Description:
 
 def last_written(filesystem: Filesystem, workflow_id: str) -> datetime | None:
     """When the newest file of a workflow was written, by the storage's clock; None without one."""
-    times = (_when(file, workflow_id) for file in _files(filesystem, workflow_id))
-    return max(times, default=None)
+    newest = None
+    for file in _files(filesystem, workflow_id):
+        if file.written is None:
+            raise StorageError(
+                f"workflow {workflow_id!r}: this storage does not tell when a file was written, so "
+                "its age is unknown: clear workflows by their names"
+            )
+        newest = max(newest or file.written, file.written)
+    return None if newest is None else _when(newest)
 
 
 def _files(filesystem: Filesystem, workflow_id: str) -> Iterator[Entry]:
     with storage_errors(f"listing workflow {workflow_id!r}"):
         for entry in filesystem.entries(encode_name(workflow_id, "workflow id")):
-            if entry.name == RECORD or parse_file_name(entry.name):
+            if is_ours(entry.name):
                 yield entry
 
 
-def _when(file: Entry, workflow_id: str) -> datetime:
-    if file.written is None:
-        raise StorageError(
-            f"workflow {workflow_id!r}: this storage does not tell when a file was written, so "
-            "ages are unknown: clear workflows by their names"
-        )
-    return datetime.fromtimestamp(file.written, UTC)
+def _when(written: float) -> datetime:
+    return datetime.fromtimestamp(written, UTC)

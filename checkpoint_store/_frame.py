@@ -36,6 +36,8 @@ from .errors import (
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
 VERSION = 1
 MAX_HEADER_BYTES = 16 * 1024
 
@@ -170,11 +172,12 @@ class FrameReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
         while not self._ready and not self._finished:
             self._fill()
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
+        with memoryview(buffer) as view, view.cast("B") as flat:
+            count = min(len(flat), len(self._ready))
+            flat[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
 
@@ -249,7 +252,7 @@ class FrameWriter(io.BufferedIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: Data, /) -> int:  # type: ignore[override]
+    def write(self, data: ReadableBuffer, /) -> int:
         if self.closed:
             raise ValueError(f"{self._header} is closed: open it again to write it")
         if self._failed:

@@ -70,6 +70,11 @@ def parse_file_name(name: str) -> tuple[str, str] | None:
     return (task, token) if task is not None and is_token(token) else None
 
 
+def is_ours(name: str) -> bool:
+    """Whether a file in a workflow's folder is its record or a checkpoint."""
+    return name == RECORD or parse_file_name(name) is not None
+
+
 @lru_cache(maxsize=1024)
 def _segment(name: str) -> str:
     return name if _SEGMENT.fullmatch(name) else _UNSAFE.sub(_escape, name)

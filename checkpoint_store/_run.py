@@ -238,7 +238,7 @@ class Run:
         if callback is not None:
             callback.set_size(len(items))
         files = ((self._key(header), encode_frame(header, data)) for header, data in items)
-        failed: dict[str, CheckpointStoreError] = {}
+        failed: dict[int, CheckpointStoreError] = {}
         for index, error in self._many(self._filesystem.write_many, files):
             header, _ = items[index]
             try:
@@ -246,20 +246,17 @@ class Run:
                     if error is not None:
                         raise error
             except CheckpointStoreError as explained:
-                failed[header.task] = explained
+                failed[index] = explained
             if callback is not None:
                 callback.relative_update()
         if failed:
-            failed = {
-                header.task: failed[header.task] for header, _ in items if header.task in failed
-            }
-            reasons = {task: str(error) for task, error in failed.items()}
+            reasons = {items[index][0].task: str(failed[index]) for index in sorted(failed)}
             raise StorageError(
                 f"{len(failed)} of {len(items)} checkpoints of workflow {self.workflow_id!r} were "
-                f"not written, so write these again: {', '.join(map(repr, failed))} "
+                f"not written, so write these again: {', '.join(map(repr, reasons))} "
                 f"({next(iter(reasons.values()))})",
                 failures=reasons,
-            ) from next(iter(failed.values()))
+            ) from failed[min(failed)]
 
     def _many(self, call: Callable[[Iterable[T]], Iterator[R]], items: Iterable[T]) -> Iterator[R]:
         # A generator, so that nothing is caught of what the loop over it does, such as a callback.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from . import _protocol
 from ._description import Description, describe, last_written
 from ._filesystems import Location, connect, text_of
-from ._names import RECORD, decode_name, parse_file_name
+from ._names import decode_name, is_ours
 from ._policy import Decision, changed_error
 from ._record import Record, change_of, check_fingerprint, label, new_record
 from ._run import Run
@@ -159,7 +159,7 @@ class CheckpointStore:
         with storage_errors(f"listing {self!r}"):
             for folder, names in self._filesystem.folders():
                 workflow_id = decode_name(folder)
-                if workflow_id is not None and any(map(_is_ours, names)):
+                if workflow_id is not None and any(map(is_ours, names)):
                     yield workflow_id
 
     def describe(self, workflow_id: str) -> Description:
@@ -211,7 +211,3 @@ class CheckpointStore:
             self._filesystem,
             self._serializer,
         )
-
-
-def _is_ours(name: str) -> bool:
-    return name == RECORD or parse_file_name(name) is not None

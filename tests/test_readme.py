@@ -57,3 +57,9 @@ def test_every_file_and_link_named_exists() -> None:
     assert links
     assert tests
     assert [path for path in links + tests if not (ROOT / path).exists()] == []
+
+
+def test_a_recipe_is_as_short_as_is_said() -> None:
+    recipes = re.findall(r"\((tests/integrations/\w+\.py)\)", README.read_text())
+    assert len(recipes) >= 5
+    assert [path for path in recipes if len((ROOT / path).read_text().splitlines()) > 60] == []

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from filelock import FileLock, Timeout
 
 from .._frame import Contents, Data, Source, Upload
-from .._names import decode_name, parse_file_name
+from .._names import decode_name, is_ours
 from ..errors import ContentionError, InvalidNameError
 from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all, write_all
 
@@ -134,7 +134,10 @@ class LocalFilesystem(Filesystem):
         with self._lock(folder):
             try:
                 with os.scandir(path) as entries:
-                    kept = any(not _is_ours(entry, record) for entry in entries)
+                    kept = not all(
+                        is_ours(entry.name) and entry.is_file(follow_symlinks=False)
+                        for entry in entries
+                    )
             except FileNotFoundError:
                 return
             if not self._spelled(folder):
@@ -395,12 +398,6 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
         return
     with entries:
         yield from entries
-
-
-def _is_ours(entry: os.DirEntry[str], record: str) -> bool:
-    return entry.is_file(follow_symlinks=False) and (
-        entry.name == record or parse_file_name(entry.name) is not None
-    )
 
 
 def _sweep(path: str) -> None:

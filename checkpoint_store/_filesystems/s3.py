@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count, groupby
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 import fsspec.asyn
@@ -29,6 +29,9 @@ from .._frame import MAX_HEADER_BYTES, Data, Source, Upload
 from ..errors import InvalidURLError
 from . import generic  # noqa: F401 - after a fork it resets fsspec's loop
 from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _T = TypeVar("_T")
 
@@ -89,7 +92,10 @@ class S3Filesystem(Filesystem):
     ) -> None:
         if importlib.util.find_spec("s3fs") is None:
             raise ImportError("s3:// needs s3fs: pip install 'checkpoint-store[s3]'")
-        for given in (options, options.get("client_kwargs") or {}):
+        client_options = options.get("client_kwargs") or {}
+        if not isinstance(client_options, Mapping):
+            raise TypeError(f"client_kwargs must be a dict, not {type(client_options).__name__}")
+        for given in (options, client_options):
             if not _ENDPOINT.fullmatch(str(given.get("endpoint_url") or "http://default")):
                 # Not repeated, as botocore would, because it may hold a password.
                 raise InvalidURLError(
@@ -498,15 +504,16 @@ class _Body(io.RawIOBase):
         self._position = offset + (0, self._position, self._size)[whence]
         return self._position
 
-    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
         start = self._position
-        for part in self._parts:
-            if start < len(part):
-                chunk = part[start : start + len(buffer)]
-                buffer[: len(chunk)] = chunk
-                self._position += len(chunk)
-                return len(chunk)
-            start -= len(part)
+        with memoryview(buffer) as view, view.cast("B") as flat:
+            for part in self._parts:
+                if start < len(part):
+                    chunk = part[start : start + len(flat)]
+                    flat[: len(chunk)] = chunk
+                    self._position += len(chunk)
+                    return len(chunk)
+                start -= len(part)
         return 0
 
 
