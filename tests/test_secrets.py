@@ -84,7 +84,8 @@ class Watch:
 
     def see_error(self, caught: BaseException) -> None:
         self.texts.append("".join(traceback.format_exception(caught)))
-        self.texts.append(pickle.dumps(caught).decode("latin-1"))
+        # By what it says itself: dask, where it is imported, has all errors pickle their causes.
+        self.texts.append(pickle.dumps(caught.__reduce_ex__(4)).decode("latin-1"))
         link: BaseException | None = caught
         while link is not None:
             # aiohttp keeps a whole request in the args of an exception, and shows it in none.
