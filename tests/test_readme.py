@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint_store
+from checkpoint_store import CheckpointStore, Decision, Run
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -45,6 +46,20 @@ def test_every_error_is_listed() -> None:
     errors = [name for name in checkpoint_store.__all__ if name.endswith("Error")]
 
     assert [name for name in errors if f"`{name}`" not in text] == []
+
+
+def test_the_reference_names_everything_that_is_public() -> None:
+    reference = README.read_text().partition("## Reference")[2].partition("\n## ")[0]
+    functions = {name for name in checkpoint_store.__all__ if name[0].islower()}
+    methods = {
+        name
+        for cls in (CheckpointStore, Run, Decision)
+        for name in dir(cls)
+        if not name.startswith("_")
+    }
+
+    assert len(functions) == 4
+    assert [name for name in functions | methods if not re.search(rf"`{name}\b", reference)] == []
 
 
 def test_every_file_and_link_named_exists() -> None:
