@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import socket
+import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -233,6 +234,22 @@ def test_a_missing_dependency_says_what_to_install() -> None:
         pytest.skip("every protocol of fsspec is installed")
     with pytest.raises(ImportError, match=r"(?i)install"):
         connect(f"{missing[0]}://host/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [("abfs://c/x", "adlfs", "azure"), ("gs://b/x", "gcsfs", "gcs"), ("s3://b/x", "s3fs", "s3")],
+)
+def test_an_extra_that_is_not_installed_is_named(
+    url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})  # Of classes found.
+    with (
+        pytest.raises(ImportError, match=rf"needs .*pip install 'checkpoint-store\[{extra}\]'"),
+        CheckpointStore(url) as store,
+    ):
+        store.read_fingerprint("wf")
 
 
 def _importable(scheme: str) -> bool:

@@ -21,7 +21,8 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _USERINFO = re.compile(r"[^/]*@|[^/]*:(?!\d*(/|\Z)).*@", re.DOTALL)
 # What is a user name elsewhere names the container here, and the host its account.
 _CONTAINER = re.compile(r"[a-z0-9-]+@[a-z0-9]+\.(dfs|blob)\.core\.windows\.net(/|\Z)")
-_AZURE = {"abfs", "abfss", "az"}
+# The extra of this package that installs what a protocol needs.
+_EXTRAS = {**dict.fromkeys(("abfs", "abfss", "az"), "azure"), **dict.fromkeys(("gs", "gcs"), "gcs")}
 # They would answer from copies that nobody keeps up to date.
 _CACHING = {"blockcache", "cached", "filecache", "simplecache"}
 
@@ -108,7 +109,7 @@ def _split(text: str) -> tuple[str, str]:
         _refuse(text, "chains filesystems with '::': give the URL of the last one alone")
     if not rest.startswith("//"):
         _refuse(text, f"is neither a path nor a URL: write {scheme}://… or begin a path with ./")
-    is_container = scheme in _AZURE and _CONTAINER.match(rest[2:])
+    is_container = _EXTRAS.get(scheme) == "azure" and _CONTAINER.match(rest[2:])
     if _USERINFO.match(rest[2:]) and not is_container:
         _refuse(text, "holds a user name or password: give them in storage_options")
     return scheme, rest[2:]
@@ -135,8 +136,14 @@ def _generic(
         _refuse(text, "is a cache, which may be out of date: give the URL of what it caches")
     try:
         implementation = fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        if extra := _EXTRAS.get(scheme):
+            raise ImportError(
+                f"{scheme}:// needs pip install 'checkpoint-store[{extra}]'"
+            ) from error
+        raise
     except (AttributeError, ValueError):  # The former where a package has dropped its protocol.
-        _refuse(text, f"has a protocol that fsspec does not know: {scheme}")
+        _refuse(text, f"has a protocol that fsspec does not know, {scheme}: check its spelling")
     url = f"{scheme}://{rest}"
     try:
         # What the URL itself says of the server, such as its host.
@@ -144,12 +151,8 @@ def _generic(
         path = str(implementation._strip_protocol(url)).rstrip("/")
     except Exception:  # noqa: BLE001
         _refuse(text, f"is not what fsspec expects of a URL with {scheme}: correct it")
-    kinds = {
-        **dict.fromkeys(_AZURE, AzureFilesystem),
-        "gs": GoogleFilesystem,
-        "gcs": GoogleFilesystem,
-    }
-    kind = kinds.get(scheme, GenericFilesystem)
+    kinds: dict[str, type[GenericFilesystem]] = {"azure": AzureFilesystem, "gcs": GoogleFilesystem}
+    kind = kinds.get(_EXTRAS.get(scheme, ""), GenericFilesystem)
     return kind(scheme, path, options, max_concurrency=max_concurrency)
 
 
