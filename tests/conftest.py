@@ -21,6 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # The second server of each test on S3 adds nothing to a second Python.
         if any(type(value) is str and value == "moto" for value in parameters.values()):
             item.add_marker(pytest.mark.slow)
+    # What takes longest must not be what the others wait for.
+    items.sort(key=lambda item: not item.name.startswith("test_every_history_goes"))
 
 
 @dataclass
