@@ -50,6 +50,13 @@ MUTATIONS = {
         CRASHES,
         "overtaken and memory",
     ),
+    "the decision is that of the first look": one(
+        "_resume.py",
+        "decision = decide(",
+        "decision = decision or decide(",
+        CRASHES,
+        "overtaken and memory",
+    ),
     "the record is read before the list": Mutation(
         PROTOCOL,
         (
