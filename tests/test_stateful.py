@@ -32,8 +32,10 @@ from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import pytest
+import urllib3
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -425,10 +427,16 @@ def glance(backend: Backend) -> dict[str, object]:
     """For each file something that is another for other bytes, in one request on S3."""
     if not isinstance(backend, S3Backend):
         return dict(backend.files())
-    reply = backend.client.list_objects_v2(Bucket=backend.bucket, Prefix=backend.inside)
-    assert not reply["IsTruncated"]
-    files = reply.get("Contents", ())
-    return {item["Key"].removeprefix(backend.inside): item["ETag"] for item in files}
+    # boto3 would take a quarter of the time of all histories.
+    url = f"{backend.client.meta.endpoint_url}/{backend.bucket}"
+    reply = urllib3.request("GET", url, fields={"list-type": "2", "prefix": backend.inside})
+    listed = ElementTree.fromstring(reply.data)
+    assert listed.findtext("{*}IsTruncated") == "false"
+    found = (
+        (each.findtext("{*}Key"), each.findtext("{*}ETag"))
+        for each in listed.iterfind("{*}Contents")
+    )
+    return {str(key).removeprefix(backend.inside): etag for key, etag in found}
 
 
 def content(backend: Backend, key: str) -> bytes:
@@ -820,8 +828,10 @@ def empty(backend: Backend) -> None:
         shutil.rmtree(backend.root, ignore_errors=True)
     elif isinstance(backend, S3Backend):
         assert backend.unfinished_uploads() == []
-        for key in glance(backend):
-            backend.remove(key)
+        keys = [{"Key": backend.inside + key} for key in glance(backend)]
+        if keys:
+            backend.client.delete_objects(Bucket=backend.bucket, Delete={"Objects": keys})
+        assert not glance(backend)
 
 
 def quiet() -> None:
