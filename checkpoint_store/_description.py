@@ -18,6 +18,8 @@ class Description:
 
     fingerprint
         The recorded one, or None if there is no record or none in it.
+    mixed
+        Whether an earlier `reuse` has mixed in results of other inputs than those.
     tasks
         How many tasks have a checkpoint.
     retired
@@ -32,6 +34,7 @@ class Description:
 
     workflow_id: str
     fingerprint: str | None
+    mixed: bool
     tasks: int
     retired: int
     size: int
@@ -47,9 +50,11 @@ class Description:
             if self.oldest and self.newest
             else ""
         )
+        plural = "" if self.tasks == 1 else "s"
+        mixed = " mixed with other inputs" if self.mixed else ""
         return (
-            f"{self.workflow_id}: {self.tasks} checkpoints{retired}, {self.size:,} bytes{written}, "
-            f"fingerprint {self.fingerprint}"
+            f"{self.workflow_id}: {self.tasks} checkpoint{plural}{retired}, {self.size:,} bytes"
+            f"{written}, fingerprint {self.fingerprint}{mixed}"
         )
 
 
@@ -62,6 +67,7 @@ def describe(filesystem: Filesystem, workflow_id: str) -> Description:
     return Description(
         workflow_id=workflow_id,
         fingerprint=None if record is None else record.fingerprint,
+        mixed=record is not None and record.base is not None,
         tasks=len({task for task, token in checkpoints if token in live}),
         retired=sum(token not in live for _, token in checkpoints),
         size=sum(file.size for file in files),

@@ -89,7 +89,8 @@ def fingerprint(inputs: object, *, ignore: Collection[str] = ()) -> str:
     range, UUID, Enum; paths (as their text: what is in the file does not count); dataclasses,
     attrs, pydantic, msgspec and named tuples (the fields that `==` compares); numpy; tables and
     columns of pandas, polars and pyarrow (however they are chunked or stored); classes with a
-    method `__fingerprint__()` that returns a value; and what was given to `register`.
+    method `__fingerprint__()` that returns a value; and what was given to `register`. Values of
+    different types differ (1, 1.0, True and "1"), but for those named alike.
 
     >>> fingerprint({"a": 1, "now": 2}, ignore=("now",)) == fingerprint({"a": 1})
     True
@@ -256,10 +257,13 @@ def _as_refused(error: Exception) -> RefusedError:
 
 
 def _unsupported(kind: type, why: str = "") -> RefusedError:
-    return RefusedError(
-        f"unsupported type {_type_name(kind)}{why}",
-        f"register it with checkpoint_store.register({kind.__name__}, ...), or {_IDENTIFY}",
-    )
+    if _static(kind, "__next__") is not None:
+        other = "pass a list of its items, or "
+    elif kind.__module__ == "builtins":
+        other = ""
+    else:
+        other = f"register it with checkpoint_store.register({kind.__name__}, ...), or "
+    return RefusedError(f"unsupported type {_type_name(kind)}{why}", other + _IDENTIFY)
 
 
 def _too_much(room: int = 0) -> RefusedError:

@@ -14,6 +14,8 @@ Action = Literal["start", "continue", "reuse", "reset", "raise"]
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
+CORRUPT = InputChange((), (), (), "the record is corrupt")
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -60,8 +62,7 @@ def decide(
     if isinstance(record, CorruptRecordError):
         if policy != "reset":
             raise record
-        change = InputChange((), (), (), "the record is corrupt")
-        return Decision("reset", policy, None, fingerprint, change)
+        return Decision("reset", policy, None, fingerprint, CORRUPT)
     difference = change_of(record, fingerprint, inputs)
     action: Action = "continue" if difference is None else policy
     return Decision(action, policy, record.fingerprint, fingerprint, difference)
@@ -70,14 +71,14 @@ def decide(
 def changed_error(record: Record, fingerprint: str, change: InputChange) -> InputChangedError:
     """The error of a strict run on checkpoints that come from other inputs."""
     if record.base is not None:
-        remedy = "no inputs match a mixture: choose another workflow id, or"
+        fact, remedy = "is a mixture of several inputs", ""
     elif record.fingerprint is None:
-        remedy = "tell their inputs with store.write_fingerprint, choose another workflow id, or"
+        fact, remedy = "has unknown inputs", "tell them with store.write_fingerprint, "
     else:
-        remedy = "resume it with the earlier inputs, choose another workflow id, or"
+        fact, remedy = "was started with other inputs", "resume it with those, "
     return InputChangedError(
-        f"workflow {record.workflow!r} was started with other inputs ({change.reason}): {remedy} "
-        "let on_input_change be 'reset' to start over or 'reuse' to keep what there is",
+        f"workflow {record.workflow!r} {fact} ({change.reason}): {remedy}choose another workflow "
+        "id, or let on_input_change be 'reset' to start over or 'reuse' to keep what there is",
         workflow_id=record.workflow,
         stored=record.fingerprint,
         current=fingerprint,

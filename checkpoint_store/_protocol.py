@@ -17,15 +17,12 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from ._filesystems.base import Filesystem, Stored
 from ._names import RECORD, encode_name, parse_file_name
+from ._progress import Progress
 from ._record import Record, decode_record, encode_record
 from .errors import ContentionError, CorruptRecordError, IncompleteClearError, storage_errors
-
-if TYPE_CHECKING:
-    from fsspec.callbacks import Callback
 
 logger = logging.getLogger("checkpoint_store")
 
@@ -91,11 +88,7 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
 
 
 def collect(
-    filesystem: Filesystem,
-    workflow_id: str,
-    *,
-    cleared: bool = False,
-    callback: Callback | None = None,
+    filesystem: Filesystem, workflow_id: str, progress: Progress, *, cleared: bool = False
 ) -> int:
     """Deletes the files of retired generations and returns the number of checkpoints among them.
 
@@ -136,8 +129,7 @@ def collect(
         gone = sum(key not in failed and _is_checkpoint(key) for key in keys)
         removed += gone
         failures.update(failed)
-        if callback is not None:
-            callback.relative_update(gone)
+        progress.advance(gone)
     if failures:
         raise IncompleteClearError(
             f"workflow {workflow_id!r}: {len(failures)} files could not be deleted, such as "
@@ -147,11 +139,11 @@ def collect(
     return removed
 
 
-def clear(filesystem: Filesystem, workflow_id: str, *, callback: Callback | None = None) -> int:
+def clear(filesystem: Filesystem, workflow_id: str, progress: Progress) -> int:
     """Removes a workflow and returns the number of checkpoint files that went."""
     with storage_errors(f"clearing workflow {workflow_id!r}"):
         filesystem.detach(_folder(workflow_id), RECORD)
-    return collect(filesystem, workflow_id, cleared=True, callback=callback)
+    return collect(filesystem, workflow_id, progress, cleared=True)
 
 
 def read_version(

@@ -8,7 +8,8 @@ from typing import Final, overload
 
 from . import _protocol
 from ._fingerprint import combine, input_digests
-from ._policy import Decision, Policy, changed_error, check_policy, decide
+from ._policy import CORRUPT, Decision, Policy, changed_error, check_policy, decide
+from ._progress import Progress
 from ._record import Record, check_fingerprint, new_record, overlay
 from ._run import Run
 from ._store import CheckpointStore
@@ -85,7 +86,7 @@ def resume(
     _log(workflow_id, decision)
     if decision.action == "reset":
         try:
-            _protocol.collect(filesystem, workflow_id)
+            _protocol.collect(filesystem, workflow_id, Progress(None))
         except CheckpointStoreError as error:
             logger.warning(
                 "workflow %r was reset, but its old files are still there, out of reach; "
@@ -152,6 +153,7 @@ def _fingerprint(
 
 
 def _log(workflow_id: str, decision: Decision) -> None:
-    level = logging.WARNING if decision.action == "reuse" else logging.INFO
-    why = "" if decision.change is None else f" for other inputs ({decision.change.reason})"
+    change = decision.change
+    level = logging.WARNING if decision.action == "reuse" or change is CORRUPT else logging.INFO
+    why = "" if change is None else f" ({change.reason})"
     logger.log(level, "workflow %r: %s%s", workflow_id, decision.action, why)

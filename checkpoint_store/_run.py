@@ -12,6 +12,7 @@ from ._filesystems.base import Filesystem
 from ._frame import Data, FrameReader, FrameWriter, Header, decode_frame, encode_frame
 from ._names import encode_name, file_name, parse_file_name
 from ._policy import Decision
+from ._progress import Progress
 from ._protocol import read_record
 from ._serializer import Serializer
 from .errors import CheckpointNotFoundError, CheckpointStoreError, StorageError, storage_errors
@@ -73,7 +74,8 @@ class Run:
 
     def write(self, task: str, data: Data) -> None:
         """Stores bytes as the checkpoint of a task, replacing what it had. All or nothing."""
-        self._write(self._header(task), _flat(data))
+        header = self._header(task)
+        self._write(header, _flat(header, data))
 
     def load(self, task: str) -> Any:
         """The object that was dumped. Another serializer than that of the store is an error."""
@@ -109,7 +111,8 @@ class Run:
 
         Reading verifies at the end, before the last byte is handed out: who stops early has
         unverified bytes. What is written appears when the `with` block or `close` succeeds, and
-        is discarded when the block raises.
+        is discarded when the block raises. Neither can seek: for a library that does, give it an
+        `io.BytesIO` of what `read` returns, or a copy in a temporary file.
         """
         if mode == "wb":
             header = self._header(task)
@@ -135,7 +138,10 @@ class Run:
     def load_many(
         self, tasks: Iterable[str] | None = None, *, callback: Callback | None = None
     ) -> dict[str, Any]:
-        """The objects of those checkpoints that are there, as `read_many` reads them."""
+        """The objects of those checkpoints that are there, as `read_many` reads them.
+
+        One among them that was written as bytes is a `SerializationError`.
+        """
         found = self._read_many(tasks, callback).items()
         return {task: self._serializer.loads(header, payload) for task, (header, payload) in found}
 
@@ -145,12 +151,12 @@ class Run:
         It is not one transaction: all are tried, and `StorageError` then names in `failures` those
         that were not written. `callback` is told of the progress.
         """
-        items = [(self._header(task), _flat(data)) for task, data in payloads.items()]
-        self._write_many(items, callback)
+        headers = ((self._header(task), data) for task, data in _items(payloads))
+        self._write_many([(header, _flat(header, data)) for header, data in headers], callback)
 
     def dump_many(self, values: Mapping[str, Any], *, callback: Callback | None = None) -> None:
         """Stores several objects as `write_many` does, or none of them if one cannot be dumped."""
-        self._write_many([self._dumped(task, value) for task, value in values.items()], callback)
+        self._write_many([self._dumped(task, value) for task, value in _items(values)], callback)
 
     def is_current(self) -> bool:
         """Whether this generation still is the workflow's, or was reset or cleared meanwhile."""
@@ -200,15 +206,15 @@ class Run:
     def _read_many(
         self, tasks: Iterable[str] | None, callback: Callback | None
     ) -> dict[str, tuple[Header, bytes]]:
-        if isinstance(tasks, str):
+        if isinstance(tasks, str | bytes):
             raise TypeError(f"tasks must be a collection of names, such as [{tasks!r}]")
+        progress = Progress(callback)
         wanted = (
             {task: [header] for task, header in self._newest().items()}
             if tasks is None
             else {task: self._generations(task) for task in tasks}
         )
-        if callback is not None:
-            callback.set_size(len(wanted))
+        progress.expect(len(wanted))
         found: dict[str, tuple[Header, bytes]] = {}
         remaining = list(wanted.values())
         while remaining:
@@ -224,8 +230,7 @@ class Run:
                     elif rest:
                         older.append(rest)
                         continue
-                if callback is not None:
-                    callback.relative_update()
+                progress.advance()
             remaining = older
         return {task: found[task] for task in wanted if task in found}
 
@@ -235,8 +240,8 @@ class Run:
             self._filesystem.write(self._key(header), parts)
 
     def _write_many(self, items: Sequence[tuple[Header, Data]], callback: Callback | None) -> None:
-        if callback is not None:
-            callback.set_size(len(items))
+        progress = Progress(callback)
+        progress.expect(len(items))
         files = ((self._key(header), encode_frame(header, data)) for header, data in items)
         failed: dict[int, CheckpointStoreError] = {}
         for index, error in self._many(self._filesystem.write_many, files):
@@ -247,8 +252,7 @@ class Run:
                         raise error
             except CheckpointStoreError as explained:
                 failed[index] = explained
-            if callback is not None:
-                callback.relative_update()
+            progress.advance()
         if failed:
             reasons = {items[index][0].task: str(failed[index]) for index in sorted(failed)}
             raise StorageError(
@@ -266,12 +270,23 @@ class Run:
     def _dumped(self, task: str, value: object) -> tuple[Header, Data]:
         header = self._header(task)
         payload, text = self._serializer.dumps(value, header)
-        return header._replace(serializer=self._serializer.name, text=text), _flat(payload)
+        return header._replace(serializer=self._serializer.name, text=text), _flat(header, payload)
 
 
-def _flat(data: Data) -> memoryview:
+def _items(mapping: Mapping[str, T]) -> Iterable[tuple[str, T]]:
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"give a dict of tasks and what they have, not a {type(mapping).__name__}")
+    return mapping.items()
+
+
+def _flat(header: Header, data: Data) -> memoryview:
     """The bytes of any buffer, not copied; what is none is a `TypeError` before anything else."""
     try:
-        return memoryview(data).cast("B")
-    except TypeError as error:
-        raise TypeError(f"a checkpoint is bytes: encode it, or dump an object ({error})") from None
+        view = memoryview(data)
+        # A shape with a zero cannot be cast.
+        return view.cast("B") if view.nbytes else memoryview(b"")
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{header} takes bytes, which this {type(data).__name__} does not give ({error}): "
+            "encode it (encode, tobytes), or dump it"
+        ) from None

@@ -12,6 +12,7 @@ from ._description import Description, describe, last_written
 from ._filesystems import Location, connect, text_of
 from ._names import decode_name, is_ours
 from ._policy import Decision, changed_error
+from ._progress import Progress
 from ._record import Record, change_of, check_fingerprint, label, new_record
 from ._run import Run
 from ._serializer import Serializer
@@ -25,9 +26,9 @@ class CheckpointStore:
     """Checkpoints of workflows under one URL.
 
     It is cheap to make, does nothing until it is asked, and may be shared by threads, forked
-    children and, as a pickle, by other processes. The pickle holds `storage_options`, credentials
-    included; `repr` never shows them. Its calls block: within an event loop, go through
-    `asyncio.to_thread`.
+    children and, as a pickle, by other processes (but `memory://` is the memory of one process, of
+    which a forked child has a copy). The pickle holds `storage_options`, credentials included;
+    `repr` never shows them. Its calls block: within an event loop, go through `asyncio.to_thread`.
 
     url
         A folder (`str` or path), or a URL: `file://`, `memory://`, `s3://` or any other that
@@ -86,7 +87,11 @@ class CheckpointStore:
         return self._filesystem.conditional_writes
 
     def read_fingerprint(self, workflow_id: str) -> str | None:
-        """The recorded fingerprint, or None if the workflow has no record or none in it."""
+        """The recorded fingerprint, or None if the workflow has no record or none in it.
+
+        Of a workflow that an earlier `reuse` has mixed it is the one from before: to learn whether
+        checkpoints come from these inputs, give the fingerprint to `run`, which refuses a mixture.
+        """
         record = _protocol.read_record(self._filesystem, workflow_id)
         return None if record is None else record.fingerprint
 
@@ -94,8 +99,9 @@ class CheckpointStore:
         """Says which inputs the checkpoints are from.
 
         A workflow without a record gets one. One whose record has no fingerprint gets this one for
-        what is there. The same fingerprint changes nothing, and another begins a new generation:
-        checkpoints of other inputs are not carried over.
+        what is there. The same fingerprint changes nothing. Another, or any for a workflow that an
+        earlier `reuse` has mixed, begins a new generation: checkpoints of other inputs are not
+        carried over.
         """
         check_fingerprint(fingerprint)
 
@@ -116,7 +122,8 @@ class CheckpointStore:
 
         A workflow without a record gets one. With `fingerprint`, a workflow whose checkpoints come
         from other inputs is `InputChangedError`. Do not call it in each worker of a resumed
-        workflow: hand them the run, so that a late one cannot write into the next generation.
+        workflow: hand them the run, so that a late one cannot write into the next generation. Of a
+        workflow that an earlier `reuse` has mixed, the run reads the mixture without a fingerprint.
         """
         if fingerprint is not None:
             check_fingerprint(fingerprint)
@@ -131,7 +138,7 @@ class CheckpointStore:
             return None
 
         record = _protocol.change_record(self._filesystem, workflow_id, propose)
-        return self._bind(record, record.fingerprint, None)
+        return self._bind(record, None if record.base else record.fingerprint, None)
 
     def clear(self, workflow_id: str, *, callback: Callback | None = None) -> int:
         """Removes a workflow, its record first, and returns the number of checkpoint files gone.
@@ -141,7 +148,7 @@ class CheckpointStore:
         deleted are `IncompleteClearError`; they are out of reach all the same. `callback`, one of
         fsspec's such as `TqdmCallback`, is told of the files that went.
         """
-        return _protocol.clear(self._filesystem, workflow_id, callback=callback)
+        return _protocol.clear(self._filesystem, workflow_id, Progress(callback))
 
     def collect(self, workflow_id: str, *, callback: Callback | None = None) -> int:
         """Deletes the files of generations that a reset retired, and returns how many went.
@@ -149,7 +156,7 @@ class CheckpointStore:
         A reset does it by itself; this is for what it left behind when it was interrupted, or what
         late workers wrote since. Files that any run may still come to read are kept.
         """
-        return _protocol.collect(self._filesystem, workflow_id, callback=callback)
+        return _protocol.collect(self._filesystem, workflow_id, Progress(callback))
 
     def workflows(self) -> Iterator[str]:
         """The ids of all workflows of which there is a file, lazily and in no order.
@@ -178,20 +185,21 @@ class CheckpointStore:
         """
         if not isinstance(older_than, timedelta):
             raise TypeError(f"older_than must be a timedelta, not {older_than!r}")
+        if older_than < timedelta():
+            raise ValueError(f"older_than must not be negative, as {older_than!r} is")
+        progress = Progress(callback)
 
         def is_old(workflow_id: str) -> bool:
             written = last_written(self._filesystem, workflow_id)
-            return written is not None and written < datetime.now(UTC) - older_than
+            return written is not None and datetime.now(UTC) - written > older_than
 
         workflow_ids = list(self.workflows())
-        if callback is not None:
-            callback.set_size(len(workflow_ids))
+        progress.expect(len(workflow_ids))
         old = []
         for workflow_id in workflow_ids:
             if is_old(workflow_id):
                 old.append(workflow_id)
-            if callback is not None:
-                callback.relative_update()
+            progress.advance()
         if dry_run:
             return old
         pruned = []

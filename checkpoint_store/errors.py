@@ -140,6 +140,8 @@ _REMEDIES = {
     errno.EPERM: "name a folder that you may read and write, or change its permissions",
     errno.EROFS: "name a folder that you may write to",
     errno.ENOTDIR: "name a folder, not a file",
+    errno.EISDIR: "move the folder away that is in its place",
+    errno.ELOOP: "replace the symbolic link, which is not followed, by what it leads to",
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
     errno.ECONNREFUSED: "check the host, the port and the network",

@@ -722,7 +722,7 @@ def main() -> int:
     parser.add_argument("--storage-options", type=json.loads, default={}, metavar="JSON")
     arguments = parser.parse_args()
     logging.getLogger("checkpoint_store").addFilter(
-        lambda record: ": reuse for other inputs" not in record.getMessage()
+        lambda record: ": reuse (" not in record.getMessage()
     )
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -76,7 +76,7 @@ MUTATIONS = {
         PROTOCOL,
         (
             (
-                "    return collect(filesystem, workflow_id, cleared=True, callback=callback)\n",
+                "    return collect(filesystem, workflow_id, progress, cleared=True)\n",
                 "    return removed\n",
             ),
             (

@@ -707,6 +707,43 @@ def test_run_gives_the_current_generation_whatever_its_inputs(
     assert found.read("task") == b"data"
 
 
+def test_run_of_what_a_reuse_mixed_claims_no_inputs(
+    backend: backends.Backend, store: CheckpointStore, run: Run
+) -> None:
+    run.write("task", b"old")
+    resume(store, "wf", OTHER_INPUTS, on_input_change="reuse").write("new", b"other")
+    found = store.run("wf")
+    assert found.fingerprint is None
+    assert found.read_many() == {"task": b"old", "new": b"other"}
+    found.write("third", b"")
+    assert b'"inputs": null' in backend.files()[f"wf/third@{found.token}"]
+    with pytest.raises(InputChangedError, match="is a mixture of several inputs"):
+        store.run("wf", fingerprint=fingerprint(INPUTS))
+
+
+@pytest.mark.parametrize(
+    "value", ["text", 5, None, memoryview(b"abcd")[::2]], ids=["str", "int", "None", "every other"]
+)
+def test_what_is_no_bytes_is_refused_by_the_name_of_its_task(run: Run, value: Any) -> None:
+    message = r"checkpoint 'odd' of workflow 'wf' takes bytes, which this \w+ does not give"
+    with pytest.raises(TypeError, match=message):
+        run.write("odd", value)
+    with pytest.raises(TypeError, match=message):
+        run.write_many({"even": b"", "odd": value})
+    assert run.tasks() == set()
+
+
+def test_several_checkpoints_are_given_as_a_dict_and_asked_for_as_a_collection(run: Run) -> None:
+    for pairs in ([("task", b"1")], None):
+        with pytest.raises(TypeError, match="give a dict"):
+            run.write_many(pairs)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="give a dict"):
+            run.dump_many(pairs)  # type: ignore[arg-type]
+    for name in ("task", b"task"):
+        with pytest.raises(TypeError, match="must be a collection of names"):
+            run.read_many(name)  # type: ignore[arg-type]
+
+
 def test_run_makes_a_record_without_a_fingerprint_where_there_is_none(
     backend: backends.Backend, store: CheckpointStore
 ) -> None:
@@ -1659,8 +1696,8 @@ def test_whatever_a_filesystem_raises_becomes_a_storage_error(
 # Logs, secrets, conditions, pickles
 
 
-def test_decisions_are_logged_and_a_reuse_of_changed_inputs_is_a_warning(
-    store: CheckpointStore, caplog: pytest.LogCaptureFixture
+def test_decisions_are_logged_and_what_is_reused_or_corrupt_is_a_warning(
+    backend: backends.Backend, store: CheckpointStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "checkpoint_store")
 
@@ -1678,11 +1715,14 @@ def test_decisions_are_logged_and_a_reuse_of_changed_inputs_is_a_warning(
     resume(store, "wf", INPUTS, on_input_change="raise")
     assert decided() == [("INFO", "workflow 'wf': continue")]
     resume(store, "wf", OTHER_INPUTS, on_input_change="reuse")
-    assert decided() == [("WARNING", "workflow 'wf': reuse for other inputs (changed: 'day')")]
+    assert decided() == [("WARNING", "workflow 'wf': reuse (changed: 'day')")]
     resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
     [(level, message)] = decided()
     assert level == "INFO"
-    assert message.startswith("workflow 'wf': reset for other inputs (")
+    assert message.startswith("workflow 'wf': reset (")
+    backend.put("wf/.fingerprint", b"")
+    resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
+    assert decided() == [("WARNING", "workflow 'wf': reset (the record is corrupt)")]
     plan(store, "wf", INPUTS, on_input_change="reuse")
     assert decided() == []
 

@@ -17,7 +17,7 @@ import checkpoint_store
 PACKAGE = Path(checkpoint_store.__file__).parent
 
 PURE = {"errors", "_json", "_names", "_record", "_frame", "_policy"} | {
-    *("_refusal", "_fingerprint_tables", "_fingerprint"),
+    *("_refusal", "_fingerprint_tables", "_fingerprint", "_progress"),
 }
 BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic", "conditional")}
 FILESYSTEMS = {"_filesystems", "_filesystems.base"} | BACKENDS
@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "_json": {"errors"},
     "_names": {"errors"},
     "_refusal": {"errors"},
+    "_progress": set(),
     "_fingerprint_tables": {"_refusal"},
     "_fingerprint": {"errors", "_refusal", "_fingerprint_tables"},
     "_record": {"errors", "_json", "_names"},
@@ -43,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "_filesystems.s3": {"errors", "_frame", "_filesystems.base", "_filesystems.generic"},
     "_filesystems": {"errors", "_filesystems.base"} | BACKENDS,
     # Records, files and runs, and no policy.
-    "_protocol": {"errors", "_names", "_record", "_filesystems.base"},
+    "_protocol": {"errors", "_names", "_progress", "_record", "_filesystems.base"},
     "_run": PURE | {"_filesystems.base", "_protocol", "_serializer"},
     "_description": {"errors", "_names", "_protocol", "_filesystems.base"},
     "_store": PURE | FILESYSTEMS | {"_protocol", "_serializer", "_run", "_description"},

@@ -607,7 +607,7 @@ def test_a_folder_that_keeps_going_away_is_contention(
         raise FileNotFoundError(errno.ENOENT, "gone")
 
     monkeypatch.setattr(os, "replace", gone)
-    with pytest.raises(ContentionError, match="cleared again and again"):
+    with pytest.raises(ContentionError, match="somebody removed its folder"):
         run.write("task", b"data")
     assert temporaries(root) == []
 

@@ -49,7 +49,7 @@ SIGNATURES = {
     "CheckpointStore.workflows": "(self)",
     "CheckpointStore.write_fingerprint": "(self, workflow_id, fingerprint)",
     "Decision": "(action, policy, stored, current, change)",
-    "Description": "(workflow_id, fingerprint, tasks, retired, size, oldest, newest)",
+    "Description": "(workflow_id, fingerprint, mixed, tasks, retired, size, oldest, newest)",
     "InputChange": "(added, removed, changed, reason)",
     "Run.delete": "(self, task)",
     "Run.dump": "(self, task, value)",
@@ -72,7 +72,9 @@ SIGNATURES = {
 ATTRIBUTES = {
     "CheckpointStore": {"url", "conditional_writes"},
     "Decision": {"action", "policy", "stored", "current", "change"},
-    "Description": {"workflow_id", "fingerprint", "tasks", "retired", "size", "oldest", "newest"},
+    "Description": {
+        *("workflow_id", "fingerprint", "mixed", "tasks", "retired", "size", "oldest", "newest"),
+    },
     "InputChange": {"added", "removed", "changed", "reason"},
     "Run": {"workflow_id", "fingerprint", "token", "decision"},
 }

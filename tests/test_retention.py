@@ -62,7 +62,8 @@ def test_a_description_counts_and_measures_what_is_there(
     reused.write("b", b"y")
     found = store.describe("wf")
     assert (found.workflow_id, found.fingerprint) == ("wf", run.fingerprint)
-    assert (found.tasks, found.retired) == (2, 0)
+    assert (found.mixed, found.tasks, found.retired) == (True, 2, 0)
+    assert str(found).endswith(f"fingerprint {run.fingerprint} mixed with other inputs")
     stored = backend.files()
     assert found.size == sum(len(data) for key, data in stored.items() if key.startswith("wf/"))
     assert found.oldest is not None
@@ -80,8 +81,9 @@ def test_a_description_counts_retired_files_and_not_those_of_others(
     for sibling in ("wf1", "wf/t"):
         store.run(sibling).write("a", b"")
     found = store.describe("wf")
-    assert (found.tasks, found.retired) == (1, 1)
-    assert "1 checkpoints and 1 retired" in str(found)
+    assert (found.mixed, found.tasks, found.retired) == (False, 1, 1)
+    assert "1 checkpoint and 1 retired" in str(found)
+    assert "mixed" not in str(found)
     assert found.size < sum(len(data) for data in backend.files().values())
 
 
@@ -140,8 +142,13 @@ def test_pruning_looks_again_before_it_deletes(
 
 
 def test_pruning_wants_a_timedelta(local: CheckpointStore) -> None:
+    local.run("wf").write("task", b"")
     with pytest.raises(TypeError, match="timedelta"):
         local.prune(30)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must not be negative"):
+        local.prune(-A_DAY)
+    assert local.prune(timedelta.max) == []
+    assert list(local.workflows()) == ["wf"]
 
 
 def test_where_files_have_no_time_nothing_is_pruned(
@@ -157,6 +164,26 @@ def test_where_files_have_no_time_nothing_is_pruned(
     with pytest.raises(StorageError, match="when a file was written"):
         local.prune(timedelta(0))
     assert list(local.workflows()) == ["wf"]
+
+
+@pytest.mark.parametrize("callback", [5, Callback, print], ids=repr)
+def test_what_is_no_callback_is_refused_before_anything_happens(
+    store: CheckpointStore, callback: Any
+) -> None:
+    run = store.run("wf")
+    run.dump("task", 1)
+    for call in (
+        lambda: run.read_many(callback=callback),
+        lambda: run.load_many(callback=callback),
+        lambda: run.write_many({"new": b""}, callback=callback),
+        lambda: run.dump_many({"new": 1}, callback=callback),
+        lambda: store.collect("wf", callback=callback),
+        lambda: store.clear("wf", callback=callback),
+        lambda: store.prune(timedelta(), callback=callback),
+    ):
+        with pytest.raises(TypeError, match="callback must be one of fsspec's"):
+            call()
+    assert run.load_many() == {"task": 1}
 
 
 def test_a_callback_is_told_of_the_progress(store: CheckpointStore) -> None:

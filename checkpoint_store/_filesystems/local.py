@@ -273,7 +273,8 @@ class LocalFilesystem(Filesystem):
                     break
                 self._make_folder(folder)
         raise ContentionError(
-            f"the folder of {key} was cleared again and again while it was written: write it anew"
+            f"{key} could not be published, because somebody removed its folder or .tmp while it "
+            "was written: find out who, and write it again"
         )
 
     @cached_property
