@@ -106,6 +106,8 @@ def follow(record: Version | None, call: Call) -> list[Version | None]:
     changed = base is not None or fingerprint != call.given
     same = token in (None, call.token) and base == call.base
     told = Version(fingerprint, call.token, call.base)
+    # The run of a mixture has no fingerprint.
+    seen = None if call.kind == "run" and base is not None else fingerprint
     after: Version | None
     match call.kind:
         case "clear":
@@ -130,7 +132,7 @@ def follow(record: Version | None, call: Call) -> list[Version | None]:
             possible, after = same, told
         case _:
             return []
-    return [after] if possible and call.seen == fingerprint else []
+    return [after] if possible and call.seen == seen else []
 
 
 def judge_record(calls: Sequence[Call]) -> None:
