@@ -45,11 +45,20 @@ class LocalFilesystem(Filesystem):
         self._ancestors_synced = False
 
     def read(self, key: str) -> Contents:
-        file = _OpenFile(*self._open(key))
-        return file if len(file) > _WHOLE_BYTES else file[:]
+        descriptor, size = self._open(key)
+        if size > _WHOLE_BYTES:
+            return _OpenFile(descriptor, size)
+        try:
+            return _read(descriptor, size)
+        finally:
+            os.close(descriptor)
 
     def read_small(self, key: str) -> Stored:
-        return Stored(_OpenFile(*self._open(key))[:SMALL_BYTES])
+        descriptor, size = self._open(key)
+        try:
+            return Stored(_read(descriptor, min(size, SMALL_BYTES)))
+        finally:
+            os.close(descriptor)
 
     def contains(self, key: str) -> bool:
         try:
@@ -302,17 +311,13 @@ class _OpenFile:
 
     def __getitem__(self, part: slice, /) -> bytes:
         start, stop, _ = part.indices(self._size)
-        chunks = []
         try:
             if start:
                 os.lseek(self._descriptor, start, os.SEEK_SET)
-            while start < stop and (chunk := os.read(self._descriptor, stop - start)):
-                chunks.append(chunk)
-                start += len(chunk)
+            return _read(self._descriptor, stop - start)
         except BaseException:
             self.close()  # The traceback keeps this object alive.
             raise
-        return b"".join(chunks)
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -373,6 +378,15 @@ class _LocalUpload:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """That many bytes, fewer only at the end of the file."""
+    chunks = []
+    while size > 0 and (chunk := os.read(descriptor, size)):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
 
 
 def _temporary_name(folder: str) -> str:
