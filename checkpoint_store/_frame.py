@@ -350,7 +350,7 @@ def _parse_header(line: bytes, expected: Header) -> Header:
         if not line:
             raise ValueError("there is no header line")
         parsed = _json.parse_object(line)
-        _json.check_version(parsed, VERSION, str(expected))
+        _json.check_version(parsed, VERSION, expected)
         return Header(
             workflow=_json.string(parsed, "workflow"),
             task=_json.string(parsed, "task"),

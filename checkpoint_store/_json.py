@@ -44,7 +44,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return parsed
 
 
-def check_version(parsed: dict[str, Any], newest: int, subject: str) -> None:
+def check_version(parsed: dict[str, Any], newest: int, subject: object) -> None:
     """Refuses a format newer than `newest`. What carries no format version is a `ValueError`."""
     version = parsed.get("checkpoint_store")
     if type(version) is not int or version < 1:
