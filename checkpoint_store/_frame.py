@@ -387,7 +387,7 @@ def _check_identity(header: Header, expected: Header) -> None:
 
 def _corrupt(expected: Header, why: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(
-        f"{expected} is corrupt ({why}): delete it and compute it again, or restore its file"
+        f"{expected} is corrupt ({why}): compute it and dump it again, or restore its file"
     )
 
 

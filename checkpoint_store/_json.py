@@ -52,7 +52,7 @@ def check_version(parsed: dict[str, Any], newest: int, subject: object) -> None:
     if version > newest:
         raise UnsupportedFormatError(
             f"{subject} was written by a newer version of checkpoint_store, in a format that this "
-            f"one does not read (it knows up to {newest}): upgrade it"
+            f"one does not read (it knows up to {newest}): upgrade checkpoint_store"
         )
 
 

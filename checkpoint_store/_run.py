@@ -130,7 +130,8 @@ class Run:
     ) -> dict[str, bytes]:
         """The bytes of those checkpoints that are there, in the order asked; None asks for all.
 
-        `callback` is told of the progress, as those of fsspec are: `TqdmCallback` shows a bar.
+        The first that cannot be read, or is damaged, raises. `callback` is told of the progress, as
+        those of fsspec are: `TqdmCallback` shows a bar.
         """
         found = self._read_many(tasks, callback)
         return {task: payload for task, (_, payload) in found.items()}

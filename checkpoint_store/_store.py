@@ -73,7 +73,11 @@ class CheckpointStore:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections of this process. The store stays usable and would open others."""
+        """Closes the connections of this process. The store stays usable and would open others.
+
+        Do it after the last call: what is at work on S3, such as an open stream, is a
+        `StorageError` then.
+        """
         self._filesystem.close()
 
     @property

@@ -518,6 +518,26 @@ def test_a_storage_option_that_is_not_understood_is_not_repeated(
     assert CANARY not in captured.err
 
 
+@pytest.mark.usefixtures("no_aws_environment")
+def test_digits_are_credentials_and_the_endpoint_that_refuses_is_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {
+        "key": "123456",
+        "secret": "1234567",
+        "endpoint_url": "http://127.0.0.1:9",
+        "config_kwargs": '{"retries": {"total_max_attempts": 1}}',
+    }
+    given = [f"--storage-option={name}={value}" for name, value in options.items()]
+
+    assert main(["s3://bucket", *given]) == 2
+
+    captured = capsys.readouterr()
+    assert 'endpoint URL: "http://127.0.0.1:9/bucket/' in captured.err
+    assert "check endpoint_url" in captured.err
+    assert "123456" not in captured.err
+
+
 def test_a_local_folder_takes_no_storage_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([".", "--storage-option", f"key={CANARY}"]) == 2
 

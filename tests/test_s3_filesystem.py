@@ -20,8 +20,9 @@ from typing import Any, Literal
 import fsspec.asyn
 import fsspec.config
 import pytest
+from fsspec.callbacks import Callback
 
-from checkpoint_store import CheckpointStore
+from checkpoint_store import CheckpointStore, StorageError
 from checkpoint_store._filesystems import s3
 from checkpoint_store._filesystems.base import SMALL_BYTES, Stored
 from checkpoint_store._filesystems.s3 import S3Filesystem
@@ -290,9 +291,10 @@ def test_other_answers_are_errors_that_say_what_s3_said(
     impatient: S3Filesystem, proxy: Proxy, status: int, code: str, expected: type[OSError]
 ) -> None:
     response = error(status, code) if code else Response(status)
+    message = f"S3 answered {status} {code or 'without an error code'}"
     proxy.on_request = always(response)
     for operation in every_operation(impatient):
-        with pytest.raises(expected, match=f"S3 answered {status} {code or status}") as caught:
+        with pytest.raises(expected, match=message) as caught:
             operation()
         assert not isinstance(caught.value, FileNotFoundError)
         assert code == "" or f"The message of {code}" in str(caught.value)
@@ -371,6 +373,56 @@ def test_a_botocore_that_would_drop_conditions_is_refused(
     for _ in range(2):
         with pytest.raises(RuntimeError, match="pip install --upgrade 'aiobotocore"):
             fs.write("wf/a", [b"1"])
+
+
+# Options
+
+
+@on_moto
+def test_an_option_that_s3fs_does_not_know_is_an_error_with_a_remedy(bucket: Bucket) -> None:
+    for options in ({"secrt": "x"}, {"client_kwargs": {"regin_name": "x"}}):
+        with pytest.raises(OSError, match="check the names of the storage options"):
+            connect(bucket, bucket.endpoint, **options).read("wf/a")
+
+
+# Closing
+
+
+class _Closing(Callback):
+    """Closes a store as soon as the first result is there."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def relative_update(self, inc: int = 1) -> None:
+        del inc
+        self._store.close()
+
+
+def test_what_is_at_work_when_its_store_is_closed_fails_and_says_so(
+    store: CheckpointStore,
+) -> None:
+    run = store.run("wf")
+    payloads = {f"t{number}": b"x" * number for number in range(200)}
+    run.write_many(payloads)
+    closed = "the store was closed while this was at work"
+    with pytest.raises(StorageError, match=closed):
+        run.read_many(callback=_Closing(store))
+    with pytest.raises(StorageError, match=closed) as caught:
+        run.write_many(dict.fromkeys(payloads, b"new"), callback=_Closing(store))
+    now = run.read_many()
+    assert now.keys() == payloads.keys()
+    assert 100 < len(caught.value.failures) < 200
+    assert all(now[task] == b"new" for task in now.keys() - caught.value.failures)
+
+    reader, writer = run.open("t199"), run.open("t", "wb")
+    store.close()
+    with pytest.raises(StorageError, match=closed), reader:
+        reader.read()
+    with pytest.raises(StorageError, match=closed), writer:
+        writer.write(b"x")
+    assert "t" not in run
 
 
 # Retries

@@ -16,7 +16,7 @@ import re
 import sys
 import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from itertools import count, groupby
 from queue import SimpleQueue
@@ -69,7 +69,12 @@ _REMEDIES = {
     "PartialCredentialsError": "give both the key and the secret",
     "EndpointConnectionError": "check endpoint_url, the region and the network",
     "ConnectTimeoutError": "check endpoint_url, the region and the network",
+    "ReadTimeoutError": "check endpoint_url, the region and the network",
+    "SSLError": "check endpoint_url, the certificate and the proxy",
+    "ProxyConnectionError": "check HTTP_PROXY and HTTPS_PROXY",
+    "ProfileNotFound": "check AWS_PROFILE, or profile in storage_options",
 }
+_CLOSED = "the store was closed while this was at work: close it after its last call"
 
 logger = logging.getLogger("checkpoint_store")
 
@@ -252,12 +257,16 @@ class _Client:
             }
         )
         self._connecting = asyncio.Lock()
+        self._closed = False
+        self._running: set[Future[Any]] = set()
         self._finalizer: weakref.finalize[[int, Any, Any], _Client] | None = None
 
     def run(self, request: Coroutine[Any, Any, _T]) -> _T:
         future = self._begin(request)
         try:
             return future.result()
+        except CancelledError:
+            raise OSError(_CLOSED) from None
         except Exception as error:  # noqa: BLE001
             explained = self._explained(error)
             raise explained from explained.__cause__
@@ -276,6 +285,9 @@ class _Client:
             for index, request in numbered:
                 try:
                     outcomes.put((index, await request))
+                except asyncio.CancelledError:
+                    outcomes.put((index, OSError(_CLOSED)))
+                    raise
                 except Exception as error:  # noqa: BLE001
                     outcomes.put((index, self._explained(error)))
 
@@ -288,7 +300,11 @@ class _Client:
         future = self._begin(work_all())
         try:
             yield from iter(outcomes.get, None)
-            future.result()
+            if not future.cancelled():
+                future.result()
+            for index, request in numbered:
+                request.close()
+                yield index, OSError(_CLOSED)
         finally:
             future.cancel()
 
@@ -300,7 +316,13 @@ class _Client:
                 if self.process != os.getpid()
                 else "a call in fsspec's own event loop would block it: use asyncio.to_thread"
             )
-        return asyncio.run_coroutine_threadsafe(request, self.loop)
+        if self._closed:
+            request.close()
+            raise OSError(_CLOSED)
+        future = asyncio.run_coroutine_threadsafe(request, self.loop)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
 
     def _explained(self, error: Exception) -> Exception:
         """What to raise for an error: another, with this as its cause, if it needs explaining."""
@@ -308,9 +330,12 @@ class _Client:
         if not status and code not in _REMEDIES:
             return error
         text = message.rstrip(".")
+        remedy = _REMEDIES.get(code)
         if status:
+            if code == str(status):  # botocore found no error of S3's in the reply.
+                code, remedy = "without an error code", "check endpoint_url and what answers there"
             text = f"S3 answered {status} {code} for bucket {self._bucket!r}: {text}"
-        if remedy := _REMEDIES.get(code):
+        if remedy:
             text = f"{text}: {remedy}"
         explained = PermissionError(text) if status in (401, 403) else OSError(text)
         if code == "NoSuchKey" and getattr(error, "operation_name", "") == "GetObject":
@@ -327,7 +352,11 @@ class _Client:
         return await method(**parameters)
 
     async def _connect(self) -> None:
-        client = await self._fs.set_session()
+        try:
+            client = await self._fs.set_session()
+        except TypeError as error:
+            message = "check the names of the storage options, and of FSSPEC_S3_... if it is set"
+            raise OSError(f"{error}: {message}") from error
         creator = self._fs._s3creator
         known = client.meta.service_model.operation_model("PutObject").input_shape.members
         if not {"IfMatch", "IfNoneMatch"} <= set(known):
@@ -341,6 +370,9 @@ class _Client:
         self._finalizer = weakref.finalize(self, _close, self.process, self.loop, creator)
 
     def close(self) -> None:
+        self._closed = True
+        for future in list(self._running):
+            future.cancel()  # It would be retried for seconds on connections that are gone.
         if self._finalizer:
             self._finalizer()
 
