@@ -189,6 +189,7 @@ class _Checks:
             try:
                 while min(reads, versions) < wanted and not writing.done():
                     reads += 1
+                    time.sleep(0.0005)  # A reader that never waits starves the writer.
                     try:
                         data = reader.read("task")
                     except CheckpointStoreError as error:
