@@ -270,11 +270,11 @@ def _without_values(text: str, options: dict[str, Any]) -> str:
 
 
 def _leaves(value: Any) -> list[str]:
-    if isinstance(value, dict | list):
+    if isinstance(value, dict):
         # An endpoint is refused if it has credentials in it, and tells what to check.
-        named = value.items() if isinstance(value, dict) else enumerate(value)
-        items = [item for name, item in named if name != "endpoint_url"]
-        return [leaf for item in items for leaf in _leaves(item)]
+        value = [item for name, item in value.items() if name != "endpoint_url"]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
     text = str(value)
     # Anything shorter would cross out parts of ordinary words.
     return [text] if len(text) >= 4 and not isinstance(value, bool | None) else []

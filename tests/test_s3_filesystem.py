@@ -425,6 +425,33 @@ def test_what_is_at_work_when_its_store_is_closed_fails_and_says_so(
     assert "t" not in run
 
 
+@on_moto
+def test_requests_that_begin_while_the_client_closes_all_come_to_an_end(
+    fs: S3Filesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = asyncio.run_coroutine_threadsafe
+
+    def begin_and_close(*arguments: Any) -> Any:
+        future = begin(*arguments)
+        fs.close()
+        return future
+
+    fs.write("wf/a", [b"1"])
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", begin_and_close)
+    outcomes = dict(fs.read_many(["wf/a"] * 20))
+    assert outcomes.keys() == set(range(20))
+    assert {str(outcome) for outcome in outcomes.values()} <= {s3._CLOSED, str(b"1")}
+    assert s3._CLOSED in map(str, outcomes.values())
+
+
+@on_moto
+def test_no_date_is_parsed_when_a_file_is_read(fs: S3Filesystem, proxy: Proxy) -> None:
+    headers = {"ETag": '"1"', "Last-Modified": "whatever"}
+    proxy.on_request = always(Response(200, headers, b"line\nrest"))
+    assert fs.read("wf/a") == b"line\nrest"
+    assert len(proxy.take()) == 1
+
+
 # Retries
 
 

@@ -16,7 +16,6 @@ import re
 import sys
 import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from itertools import count, groupby
 from queue import SimpleQueue
@@ -258,15 +257,14 @@ class _Client:
         )
         self._connecting = asyncio.Lock()
         self._closed = False
-        self._running: set[Future[Any]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._finalizer: weakref.finalize[[int, Any, Any], _Client] | None = None
 
     def run(self, request: Coroutine[Any, Any, _T]) -> _T:
-        future = self._begin(request)
+        self._refuse_elsewhere(request)
+        future = asyncio.run_coroutine_threadsafe(self._while_open(request), self.loop)
         try:
             return future.result()
-        except CancelledError:
-            raise OSError(_CLOSED) from None
         except Exception as error:  # noqa: BLE001
             explained = self._explained(error)
             raise explained from explained.__cause__
@@ -284,10 +282,7 @@ class _Client:
         async def work() -> None:
             for index, request in numbered:
                 try:
-                    outcomes.put((index, await request))
-                except asyncio.CancelledError:
-                    outcomes.put((index, OSError(_CLOSED)))
-                    raise
+                    outcomes.put((index, await self._while_open(request)))
                 except Exception as error:  # noqa: BLE001
                     outcomes.put((index, self._explained(error)))
 
@@ -297,18 +292,36 @@ class _Client:
             finally:
                 outcomes.put(None)
 
-        future = self._begin(work_all())
+        working = work_all()
+        self._refuse_elsewhere(working)
+        future = asyncio.run_coroutine_threadsafe(working, self.loop)
         try:
             yield from iter(outcomes.get, None)
-            if not future.cancelled():
-                future.result()
-            for index, request in numbered:
-                request.close()
-                yield index, OSError(_CLOSED)
+            future.result()
         finally:
             future.cancel()
 
-    def _begin(self, request: Coroutine[Any, Any, _T]) -> Future[_T]:
+    async def _while_open(self, request: Coroutine[Any, Any, _T]) -> _T:
+        """What a request returns, or an error as soon as the client is closed.
+
+        On connections that are gone it would be retried for seconds.
+        """
+        if self._closed:
+            request.close()
+            raise OSError(_CLOSED)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            return await request
+        except asyncio.CancelledError:
+            if self._closed:
+                raise OSError(_CLOSED) from None
+            raise
+        finally:
+            self._running.discard(task)
+
+    def _refuse_elsewhere(self, request: Coroutine[Any, Any, Any]) -> None:
         if self.process != os.getpid() or _running_loop() is self.loop:
             request.close()
             raise RuntimeError(
@@ -316,13 +329,6 @@ class _Client:
                 if self.process != os.getpid()
                 else "a call in fsspec's own event loop would block it: use asyncio.to_thread"
             )
-        if self._closed:
-            request.close()
-            raise OSError(_CLOSED)
-        future = asyncio.run_coroutine_threadsafe(request, self.loop)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        return future
 
     def _explained(self, error: Exception) -> Exception:
         """What to raise for an error: another, with this as its cause, if it needs explaining."""
@@ -370,9 +376,13 @@ class _Client:
         self._finalizer = weakref.finalize(self, _close, self.process, self.loop, creator)
 
     def close(self) -> None:
+        def cancel() -> None:
+            for task in self._running:
+                task.cancel()
+
         self._closed = True
-        for future in list(self._running):
-            future.cancel()  # It would be retried for seconds on connections that are gone.
+        if self.loop.is_running():
+            self.loop.call_soon_threadsafe(cancel)
         if self._finalizer:
             self._finalizer()
 
