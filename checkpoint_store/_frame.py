@@ -10,21 +10,19 @@ The checksum guards against accidents, not adversaries. One pass writes a file, 
 from __future__ import annotations
 
 import io
-import logging
-import os
 import reprlib
 import struct
-import sys
 import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import xxhash
 
 from . import _json
+from ._handling import Moment
 from ._names import fold_alike
 from .errors import (
     CorruptCheckpointError,
@@ -38,10 +36,10 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    from ._filesystems.base import Upload
+
 VERSION = 1
 MAX_HEADER_BYTES = 16 * 1024
-
-logger = logging.getLogger("checkpoint_store")
 
 _LENGTH = struct.Struct(">Q")
 TRAILER_BYTES = _LENGTH.size + 16
@@ -63,14 +61,6 @@ class Source(Protocol):
 
     def read(self, size: int, /) -> bytes: ...
     def close(self) -> None: ...
-
-
-class Upload(Protocol):
-    """A file being written. It is invisible until `commit`; `discard` leaves no trace."""
-
-    def write(self, data: Data, /) -> None: ...
-    def commit(self) -> None: ...
-    def discard(self) -> None: ...
 
 
 class Header(NamedTuple):
@@ -226,10 +216,29 @@ class FrameReader(io.RawIOBase):
 class FrameWriter(io.BufferedIOBase):
     """A checkpoint being written as a stream.
 
-    It becomes visible, all at once, when the stream is closed or its `with` block ends without an
-    error. On any error, also one raised by the block, and when the writer is abandoned, it is
-    discarded and nothing remains. A failed `write` is final.
+    It becomes visible, all at once, when its own `with` block ends without an error, or when
+    `close()` is called outside of any exception that arose since it was opened. Every other end
+    discards what was written, and the checkpoint is as it was before:
+
+    - The block raises: its exception passes.
+    - `close()` is called while an exception is being handled that arose since the stream was
+      opened, as by the `with` of an `io.TextIOWrapper` around it, or in `except` and `finally`.
+      That very exception is raised again, with a note.
+    - The stream, or what wraps it, is dropped without being closed: a `ResourceWarning`, as for an
+      unclosed file.
+    - A `write` fails: its error passes, and so `close()` is a `StorageError`.
+
+    What cannot be told is an exception that `close()` does not see, because it is called after the
+    exception was handled, from another thread or task, or by the finalizer of a wrapper that is
+    written in Python and does not call `_dealloc_warn` first, as those of `io` do. Therefore give
+    the stream a `with` block of its own, which decides whatever wraps it.
     """
+
+    _lost = "it was never opened"
+    """Why nothing will be there, or "". As a class attribute: of a stream that failed to open."""
+
+    _dropped = False
+    """Whether a finalizer is at work, so that what it still writes and closes does not count."""
 
     def __init__(
         self, upload: Upload, header: Header, guard: Callable[[], AbstractContextManager[None]]
@@ -237,16 +246,16 @@ class FrameWriter(io.BufferedIOBase):
         self._upload = upload
         self._header = header
         self._guard = guard
-        self._failed = False
-        self._handling = sys.exception()
+        self._opened = Moment()
         # Unlike __del__ this also runs before the interpreter stops the threads that S3 needs.
-        self._abandon = weakref.finalize(self, _discard_in_process, os.getpid(), upload)
+        self._at_exit = weakref.finalize(self, upload.discard)
         try:
             head = encode_header(header)
             self._seal = _Seal(head)
             self._put(head)
+            self._lost = ""
         except BaseException:
-            self._abort()
+            self.discard()
             raise
 
     def writable(self) -> bool:
@@ -255,46 +264,51 @@ class FrameWriter(io.BufferedIOBase):
     def write(self, data: ReadableBuffer, /) -> int:
         if self.closed:
             raise ValueError(f"{self._header} is closed: open it again to write it")
-        if self._failed:
-            raise StorageError(f"{self._header} was discarded after a failed write: write it anew")
+        if self._lost and not self._dropped:
+            raise self._not_written()
         try:
             with memoryview(data) as view, view.cast("B") as flat:
-                self._put(flat)
-                self._seal.update(flat)
+                if not self._dropped:
+                    self._put(flat)
+                    self._seal.update(flat)
                 return flat.nbytes
         except BaseException:
-            self._abort()
+            self._lose("a write failed")
             raise
 
     def tell(self) -> int:
         return self._seal.length
 
     def close(self) -> None:
-        """Publishes the checkpoint. It raises if that fails or if an earlier write failed."""
+        """Publishes the checkpoint, unless an exception is being handled that arose meanwhile.
+
+        That exception is then raised again, and nothing is published. Also raises if publishing
+        fails, or if an earlier write failed.
+        """
         if self.closed:
             return
-        if self._failed:
+        if self._dropped:
             super().close()
-            raise StorageError(f"{self._header} was not written, because a write failed")
-        if sys.exception() not in (None, self._handling):
-            # The `with` of a wrapper such as `io.TextIOWrapper` closes also when its block raises.
-            logger.warning("%s: discarded, because an exception is being raised", self._header)
-            self.discard()
-            return
-        try:
-            self._put(self._seal.trailer())
-            with self._guard():
-                self._upload.commit()
-        except BaseException:
-            self.discard()
-            raise
-        self._abandon.detach()
-        super().close()
+        elif (error := self._opened.arisen()) is not None:
+            self._lose("it was closed while an exception was being handled")
+            super().close()
+            error.add_note(
+                f"{self._header} was discarded, because its stream was closed while this exception "
+                "was being handled: give the stream a with block of its own, or close it outside"
+            )
+            raise error
+        else:
+            self._publish()
 
     def discard(self) -> None:
         """Gives up what was written. The checkpoint is as it was before."""
-        self._abort()
+        self._at_exit()
         super().close()
+
+    def __enter__(self) -> Self:
+        # What is handled around the block does not count: the block itself decides.
+        self._opened = Moment()
+        return super().__enter__()
 
     def __exit__(
         self,
@@ -302,25 +316,51 @@ class FrameWriter(io.BufferedIOBase):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
+        if kind is not None:
             self.discard()
+        elif self._lost or not self.closed:
+            self._publish()
 
     def __del__(self) -> None:
         # io.IOBase would close, and so publish, what was left half written.
-        if not self.closed and not self._failed:
+        if not self.closed and not self._lost:
+            self._dealloc_warn(self)
+        if not self.closed:
+            super().close()
+
+    def _dealloc_warn(self, source: object) -> None:
+        # CPython's io calls it of what a wrapper wraps before the wrapper's finalizer closes it
+        # (Modules/_io/bufferedio.c and textio.c of 3.11 to 3.14).
+        if not self.closed and not self._lost:
+            self._dropped = True
+            self._lose("it, or what wraps it, was dropped without being closed")
             message = f"{self._header} was not closed: discarded"
-            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=source)
+
+    def _publish(self) -> None:
+        if self._lost:
+            super().close()
+            raise self._not_written()
+        try:
+            self._put(self._seal.trailer())
+            with self._guard():
+                self._upload.commit()
+            self._at_exit.detach()
+            super().close()
+        except BaseException:
             self.discard()
+            raise
 
     def _put(self, data: Data) -> None:
         with self._guard():
             self._upload.write(data)
 
-    def _abort(self) -> None:
-        self._failed = True
-        self._abandon()
+    def _lose(self, why: str) -> None:
+        self._lost = why
+        self._at_exit()
+
+    def _not_written(self) -> StorageError:
+        return StorageError(f"{self._header} was not written, because {self._lost}: write it anew")
 
 
 class _Seal:
@@ -389,9 +429,3 @@ def _corrupt(expected: Header, why: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(
         f"{expected} is corrupt ({why}): compute it and dump it again, or restore its file"
     )
-
-
-def _discard_in_process(pid: int, upload: Upload) -> None:
-    # A forked child inherits the writer, but the upload is its parent's.
-    if os.getpid() == pid:
-        upload.discard()

@@ -22,7 +22,13 @@ from ._filesystems.base import Filesystem, Stored
 from ._names import RECORD, encode_name, parse_file_name
 from ._progress import Progress
 from ._record import Record, decode_record, encode_record
-from .errors import ContentionError, CorruptRecordError, IncompleteClearError, storage_errors
+from .errors import (
+    ContentionError,
+    CorruptRecordError,
+    IncompleteClearError,
+    StorageError,
+    storage_errors,
+)
 
 logger = logging.getLogger("checkpoint_store")
 
@@ -50,6 +56,7 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
     be another than the one it was shown.
     """
     mine: set[str] = set()
+    versions: set[Stored | None] = set()
     failure: Exception | None = None
     for attempt in range(TRIES):
         stored, found = read_version(filesystem, workflow_id)
@@ -57,6 +64,7 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
             return found  # It had taken effect, and only the reply was lost.
         if failure is not None:
             raise failure
+        versions.add(stored)
         proposed = propose(found)
         if proposed is None:
             assert isinstance(found, Record)
@@ -81,6 +89,13 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
             return proposed
         logger.debug("workflow %r: lost a race for its record (try %d)", workflow_id, attempt + 1)
         time.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))
+    if failure is None and len(versions) == 1:
+        raise StorageError(
+            f"the record of workflow {workflow_id!r} cannot be changed: the storage refused "
+            f"{TRIES} conditional writes, although the record was still the one they named: take "
+            "away the proxy that changes ETags or conditions, or choose a server that honours "
+            "If-Match and If-None-Match (python -m checkpoint_store URL tries them)"
+        )
     raise failure or ContentionError(
         f"the record of workflow {workflow_id!r} changed {TRIES} times while this run tried to "
         "change it: find out which other runs resume the same workflow, and try again"

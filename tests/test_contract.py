@@ -48,6 +48,7 @@ from checkpoint_store import (
     resume,
 )
 from checkpoint_store._filesystems.s3 import S3Filesystem
+from checkpoint_store._record import decode_record, encode_record
 
 from . import backends
 from .backends import HOSTILE_NAMES, RECORD, SIBLINGS, TOO_LONG_NAMES, UNUSABLE_NAMES, Untouchable
@@ -538,14 +539,29 @@ def test_a_record_that_keeps_changing_is_contention(
     store: CheckpointStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
+    swap = store._filesystem.swap
 
-    def lose(*_: object) -> bool:
+    def lose(key: str, old: Any, data: bytes) -> bool:
         tries.append(1)
+        record = replace(decode_record(old.data, "wf"), nonce=str(len(tries)))
+        swap(key, old, encode_record(record))
         return False
 
     monkeypatch.setattr(store._filesystem, "swap", lose)
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(ContentionError, match="'wf'"):
+        resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
+    assert len(tries) == 10
+    assert run.is_current()
+
+
+def test_a_storage_that_refuses_to_replace_what_is_there_is_not_called_contention(
+    store: CheckpointStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+    monkeypatch.setattr(store._filesystem, "swap", lambda *_: tries.append(1))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(StorageError, match="'wf' cannot be changed: .* refused 10 .*If-Match"):
         resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
     assert len(tries) == 10
     assert run.is_current()

@@ -837,16 +837,6 @@ def test_a_writer_that_was_closed_or_given_up_is_dropped_without_a_word() -> Non
     assert [upload.kinds.count("discard") for upload in uploads] == [0, 1, 1]
 
 
-def test_a_forked_child_leaves_the_upload_of_its_parent_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    upload = FakeUpload()
-    writer = writer_to(upload)
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    writer.discard()
-    assert upload.kinds == ["write"]
-
-
 def test_an_interpreter_that_ends_discards_what_was_left_open() -> None:
     script = (
         "from checkpoint_store._frame import FrameWriter, Header\n"

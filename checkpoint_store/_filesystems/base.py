@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any, NamedTuple, Self, TypeVar
 
-from .._frame import Contents, Data, Source, Upload
+from .._frame import Contents, Data, Source
 
 SMALL_BYTES = 64 * 1024 + 1
 """As much of a record as is ever read: one byte more than it may have."""
@@ -18,6 +18,9 @@ SMALL_BYTES = 64 * 1024 + 1
 PAGE = 1000
 """Names a page, as S3 lists and deletes them."""
 
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | getattr(os, "O_BINARY", 0)
+"""Flags for a new file of our own, whatever lies in its place."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -37,6 +40,43 @@ class Entry(NamedTuple):
     name: str
     size: int
     written: float | None
+
+
+class Upload(ABC):
+    """A file being written. It is invisible until `commit`; `discard` leaves no trace.
+
+    One that is dropped discards itself, so that an interrupt between any two steps leaves nothing
+    behind. A forked child has a copy of it, but the file is its parent's: `discard` does nothing
+    there.
+    """
+
+    _is_over = True  # Until `__init__` has run: there is nothing to discard before.
+
+    def __init__(self) -> None:
+        """Called once all attributes are set, and before anything is made that needs discarding."""
+        self._process = os.getpid()
+        self._is_over = False
+
+    def commit(self) -> None:
+        self._commit()
+        self._is_over = True
+
+    def discard(self) -> None:
+        if not self._is_over and self._process == os.getpid():
+            self._discard()
+            self._is_over = True
+
+    __del__ = discard
+
+    @abstractmethod
+    def write(self, data: Data) -> None: ...
+
+    @abstractmethod
+    def _commit(self) -> None: ...
+
+    @abstractmethod
+    def _discard(self) -> None:
+        """May be called again if it was interrupted."""
 
 
 def write_all(descriptor: int, data: Data) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,8 +14,8 @@ from typing import Any
 import fsspec
 import fsspec.asyn
 
-from .._frame import Data, Source, Upload
-from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, write_all
+from .._frame import Data, Source
+from .base import CREATE, PAGE, SMALL_BYTES, Entry, Filesystem, Stored, Upload, write_all
 
 if hasattr(os, "register_at_fork"):
     # A lock held by another thread at the time of the fork would stay locked in the child.
@@ -156,7 +157,7 @@ class GenericFilesystem(Filesystem):
                 self._fs.mkdir("/".join(parts[:count]), create_parents=False)
 
 
-class _SpooledUpload:
+class _SpooledUpload(Upload):
     """Collects a stream in a local temporary file, because few filesystems can discard one.
 
     The file is neither buffered nor deleted by itself: a forked child that drops it would do both.
@@ -165,19 +166,24 @@ class _SpooledUpload:
     def __init__(self, filesystem: GenericFilesystem, key: str) -> None:
         self._filesystem = filesystem
         self._key = key
-        self._descriptor, self._path = tempfile.mkstemp(prefix="checkpoint-")
+        self._descriptor = -1
+        # Named before it is made, so that an interrupt cannot come between the file and its name.
+        self._path = os.path.join(tempfile.gettempdir(), f"checkpoint-{secrets.token_hex(16)}")
+        super().__init__()
+        self._descriptor = os.open(self._path, CREATE, 0o600)
 
     def write(self, data: Data) -> None:
         write_all(self._descriptor, data)
 
-    def commit(self) -> None:
+    def _commit(self) -> None:
         self._filesystem.put(self._path, self._key)
-        self.discard()
+        self._discard()
 
-    def discard(self) -> None:
+    def _discard(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+        with suppress(FileNotFoundError):
             os.unlink(self._path)
 
 

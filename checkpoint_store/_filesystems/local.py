@@ -14,10 +14,21 @@ from itertools import chain, islice
 
 from filelock import FileLock, Timeout
 
-from .._frame import Contents, Data, Source, Upload
+from .._frame import Contents, Data, Source
 from .._names import decode_name, is_ours
 from ..errors import ContentionError, InvalidNameError
-from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all, write_all
+from .base import (
+    CREATE,
+    NOFOLLOW,
+    PAGE,
+    SMALL_BYTES,
+    Entry,
+    Filesystem,
+    Stored,
+    Upload,
+    upload_all,
+    write_all,
+)
 
 if sys.platform != "win32":
     import fcntl
@@ -27,9 +38,7 @@ LOCK_TIMEOUT = 60.0
 
 _WHOLE_BYTES = 1024 * 1024  # Cutting the payload out of more would be a copy worth saving.
 _TRIES = 10
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-_READ = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | getattr(os, "O_BINARY", 0)
+_READ = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class LocalFilesystem(Filesystem):
@@ -328,7 +337,7 @@ class _OpenFile:
     __del__ = close
 
 
-class _LocalUpload:
+class _LocalUpload(Upload):
     """A temporary file on the same disk. Its lock tells `leftovers` that its writer lives."""
 
     def __init__(self, filesystem: LocalFilesystem, key: str, *, locked: bool = False) -> None:
@@ -336,32 +345,39 @@ class _LocalUpload:
         self._key = key
         self._locked = locked
         self._folder = key.partition("/")[0]
-        while True:
-            self._path, self._descriptor = self._create()
-            if sys.platform == "win32":  # An open file cannot be removed there.
-                break
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-                if os.fstat(self._descriptor).st_nlink:
-                    break
-            except BaseException:
-                self.discard()
-                raise
-            self._close()  # Swept before it was locked.
-
-    def _create(self) -> tuple[str, int]:
-        name = _temporary_name(self._folder)
-        path = self._filesystem._path(f".tmp/{name}")
+        self._descriptor = -1
+        # Named before it is made, so that an interrupt cannot come between the file and its name.
+        self._path = self._temporary_path()
+        super().__init__()
         try:
-            return path, os.open(path, _CREATE, 0o666)
+            while not self._create():
+                self._path = self._temporary_path()
+        except BaseException:
+            self.discard()
+            raise
+
+    def _temporary_path(self) -> str:
+        return self._filesystem._path(f".tmp/{_temporary_name(self._folder)}")
+
+    def _create(self) -> bool:
+        """Makes and locks the file; False if it was swept away before it was locked."""
+        try:
+            self._descriptor = os.open(self._path, CREATE, 0o666)
         except FileNotFoundError:
             self._filesystem._make_folder(".tmp")
-            return path, os.open(path, _CREATE, 0o666)
+            self._descriptor = os.open(self._path, CREATE, 0o666)
+        if sys.platform == "win32":  # An open file cannot be removed there.
+            return True
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        if os.fstat(self._descriptor).st_nlink:
+            return True
+        self._close()
+        return False
 
     def write(self, data: Data) -> None:
         write_all(self._descriptor, data)
 
-    def commit(self) -> None:
+    def _commit(self) -> None:
         if self._filesystem.durable:
             os.fsync(self._descriptor)
         if sys.platform == "win32":
@@ -369,7 +385,7 @@ class _LocalUpload:
         self._filesystem.publish(self._path, self._key, locked=self._locked)
         self._close()
 
-    def discard(self) -> None:
+    def _discard(self) -> None:
         self._close()
         with suppress(FileNotFoundError):
             os.unlink(self._path)

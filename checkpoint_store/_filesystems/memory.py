@@ -8,8 +8,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from .._frame import Data, Source, Upload
-from .base import Stored
+from .._frame import Data, Source
+from .base import Stored, Upload
 from .generic import GenericFilesystem
 
 _lock = threading.RLock()
@@ -80,17 +80,20 @@ class MemoryFilesystem(GenericFilesystem):
             return super()._list(path)
 
 
-class _MemoryUpload:
+class _MemoryUpload(Upload):
     def __init__(self, filesystem: MemoryFilesystem, key: str) -> None:
         self._filesystem = filesystem
         self._key = key
         self._buffer = io.BytesIO()
+        super().__init__()
 
     def write(self, data: Data) -> None:
         self._buffer.write(data)
 
-    def commit(self) -> None:
-        self._filesystem.write(self._key, [self._buffer.getbuffer()])
+    def _commit(self) -> None:
+        with self._buffer.getbuffer() as data:
+            self._filesystem.write(self._key, [data])
 
-    def discard(self) -> None:
-        self._buffer.close()
+    def _discard(self) -> None:
+        # Not closed: a traceback may still hold what `getbuffer` returned, which forbids it.
+        self._buffer = io.BytesIO()

@@ -9,36 +9,43 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib.util
-import io
 import logging
 import os
 import re
 import sys
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from itertools import count, groupby
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import fsspec.asyn
 import fsspec.config
 
-from .._frame import MAX_HEADER_BYTES, Data, Source, Upload
+from .._frame import MAX_HEADER_BYTES, Data, Source
 from ..errors import InvalidURLError
 from . import generic  # noqa: F401 - after a fork it resets fsspec's loop
-from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, upload_all
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from .base import PAGE, SMALL_BYTES, Entry, Filesystem, Stored, Upload, upload_all
 
 _T = TypeVar("_T")
 
 _ENDPOINT = re.compile(r"https?://[^@?#]+", re.IGNORECASE)
 _PUT_BYTES = 5 * 1024**3  # As many as one PutObject may have.
 _PART_BYTES = 6 * 1024**2
+_SLICE_BYTES = 256 * 1024
 _READS = 3
+_ABORT_SECONDS = 10.0
+_RETRY_AFTER_SECONDS = 20.0  # As long as botocore's own pauses are at most.
 _CONFLICT = "ConditionalRequestConflict"
 
 _CONFIG = {
@@ -55,9 +62,13 @@ _REMEDIES = {
     "NoSuchBucket": "create the bucket, or correct the URL or endpoint_url",
     "AccessDenied": "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket (without "
     "the last one S3 also says this of a key that does not exist)",
+    "AccessDenied on writing": "allow s3:PutObject, or give what a bucket policy demands of every "
+    "write, such as storage_options={'s3_additional_kwargs': {'ServerSideEncryption': 'aws:kms'}} "
+    "(a policy that demands If-None-Match has to leave this prefix out)",
     "InvalidAccessKeyId": "check the credentials",
     "SignatureDoesNotMatch": "check the credentials",
     "ExpiredToken": "renew the credentials",
+    "RequestTimeTooSkewed": "set the clock of this machine",
     "PermanentRedirect": "give the bucket's region",
     "AuthorizationHeaderMalformed": "give the bucket's region",
     "NotImplemented": "if this was a conditional write, as every change of a record is, choose a "
@@ -72,6 +83,14 @@ _REMEDIES = {
     "SSLError": "check endpoint_url, the certificate and the proxy",
     "ProxyConnectionError": "check HTTP_PROXY and HTTPS_PROXY",
     "ProfileNotFound": "check AWS_PROFILE, or profile in storage_options",
+    "HTTPClientError at exit": "the interpreter is exiting and lets nobody begin a thread, which a "
+    "new connection needs: write before that, or over a connection that is open already",
+}
+_WRITES = {
+    "PutObject",
+    "CreateMultipartUpload",
+    "UploadPart",
+    "CompleteMultipartUpload",
 }
 _CLOSED = "the store was closed while this was at work: close it after its last call"
 
@@ -112,6 +131,8 @@ class S3Filesystem(Filesystem):
         self._bucket = bucket
         self._root = f"{prefix}/" if prefix else ""
         self._options = dict(options)
+        # Whether If-Match wants ETags without their quotes; None until a swap has told.
+        self._bare_etags: bool | None = None
         # One client a process: an inherited one is not fork-safe.
         self._clients: dict[int, _Client] = {}
 
@@ -159,17 +180,40 @@ class S3Filesystem(Filesystem):
         return client.run_each(requests, self.max_concurrency)
 
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
-        condition = {"IfNoneMatch": "*"} if old is None else {"IfMatch": old.etag}
+        if old is None:
+            refused = self._put(key, data, IfNoneMatch="*")
+        else:
+            refused = self._put(key, data, IfMatch=_bare(old) if self._bare_etags else old.etag)
+            if refused == "412" and self._bare_etags is None and self._is_still(key, old):
+                # Ceph RGW 16.2 refuses `If-Match: "…"` and takes it unquoted; a proxy that
+                # compresses makes `W/"…"` of it, which matches nothing.
+                if self._put(key, data, IfMatch=_bare(old)):
+                    return False  # Whether conditions are honoured is still unknown.
+                self._bare_etags, refused = True, ""
+        if not refused:
+            if old is not None and self._bare_etags is None:
+                self._bare_etags = False
+        elif self.conditional_writes is None and refused != "409":
+            self.conditional_writes = True
+        return not refused
+
+    def _put(self, key: str, data: bytes, **condition: str) -> str:
+        """Writes under a condition, and returns "", or with what status S3 refused it."""
         try:
             self._request("put_object", Key=self._root + key, Body=data, **condition)
-            return True
+            return ""
         except OSError as error:
             status, code, _ = _answer(error.__cause__)
             if status not in (409, 412) and (code != "NoSuchKey" or "IfMatch" not in condition):
                 raise
             logger.debug("S3 refused a conditional write: %s", code)
-            if self.conditional_writes is None and (status != 409 or code == _CONFLICT):
-                self.conditional_writes = True
+            # This conflict is one of conditions; any other 409 says nothing of them.
+            return code if code == _CONFLICT else str(status)
+
+    def _is_still(self, key: str, version: Stored) -> bool:
+        try:
+            return self.read_small(key) == version
+        except FileNotFoundError:
             return False
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
@@ -258,7 +302,11 @@ class _Client:
         self._connecting = asyncio.Lock()
         self._closed = False
         self._running: set[asyncio.Task[Any]] = set()
-        self._finalizer: weakref.finalize[[int, Any, Any], _Client] | None = None
+        self._creators: list[Any] = []  # Of s3fs; the last one made the connections in use.
+        self._prepared: WeakSet[Any] = WeakSet()
+        self._close_creators = weakref.finalize(
+            self, _close, self.process, self.loop, self._creators
+        )
 
     def run(self, request: Coroutine[Any, Any, _T]) -> _T:
         self._refuse_elsewhere(request)
@@ -266,7 +314,7 @@ class _Client:
         try:
             return future.result()
         except Exception as error:  # noqa: BLE001
-            explained = self._explained(error)
+            explained = self.explained(error)
             raise explained from explained.__cause__
         finally:
             future.cancel()  # After a KeyboardInterrupt the request must not go on.
@@ -284,7 +332,7 @@ class _Client:
                 try:
                     outcomes.put((index, await self._while_open(request)))
                 except Exception as error:  # noqa: BLE001
-                    outcomes.put((index, self._explained(error)))
+                    outcomes.put((index, self.explained(error)))
 
         async def work_all() -> None:
             try:
@@ -300,6 +348,16 @@ class _Client:
             future.result()
         finally:
             future.cancel()
+
+    def finish(self, request: Coroutine[Any, Any, object], seconds: float) -> None:
+        """Waits so long at most for a request, which goes on to its end in any case.
+
+        On fsspec's own thread, where a reply cannot be waited for, it is only begun.
+        """
+        future = asyncio.run_coroutine_threadsafe(self._while_open(request), self.loop)
+        if _running_loop() is not self.loop:
+            with suppress(OSError):
+                future.result(seconds)
 
     async def _while_open(self, request: Coroutine[Any, Any, _T]) -> _T:
         """What a request returns, or an error as soon as the client is closed.
@@ -330,36 +388,70 @@ class _Client:
                 else "a call in fsspec's own event loop would block it: use asyncio.to_thread"
             )
 
-    def _explained(self, error: Exception) -> Exception:
+    def explained(self, error: Exception) -> Exception:
         """What to raise for an error: another, with this as its cause, if it needs explaining."""
         status, code, message = _answer(error)
-        if not status and code not in _REMEDIES:
+        operation = getattr(error, "operation_name", "")
+        known = code
+        if code == "AccessDenied" and operation in _WRITES:
+            known = "AccessDenied on writing"
+        elif code == "HTTPClientError" and "cannot schedule new futures" in message:
+            known = "HTTPClientError at exit"
+        remedy = _REMEDIES.get(known)
+        if not status and remedy is None:
             return error
         text = message.rstrip(".")
-        remedy = _REMEDIES.get(code)
         if status:
             if code == str(status):  # botocore found no error of S3's in the reply.
                 code, remedy = "without an error code", "check endpoint_url and what answers there"
-            text = f"S3 answered {status} {code} for bucket {self._bucket!r}: {text}"
+            text = f"S3 answered {status} {code} for bucket {self._bucket!r}"
+            text = f"{text}: {message.rstrip('.')}" if message else text
         if remedy:
             text = f"{text}: {remedy}"
         explained = PermissionError(text) if status in (401, 403) else OSError(text)
-        if code == "NoSuchKey" and getattr(error, "operation_name", "") == "GetObject":
+        if code == "NoSuchKey" and operation == "GetObject":
             explained = FileNotFoundError(message)
         explained.__cause__ = error
         return explained
 
     async def call(self, operation: str, **parameters: Any) -> Any:
+        client = await self._s3()
+        try:
+            return await self._send(client, operation, parameters)
+        except Exception as error:
+            if _answer(error)[1] != "ExpiredToken":
+                raise
+            logger.debug("the credentials for S3 have expired: looking for newer ones")
+        if hasattr(parameters.get("Body"), "seek"):
+            parameters["Body"].seek(0)
+        return await self._send(await self._s3(instead_of=client), operation, parameters)
+
+    async def _send(self, client: Any, operation: str, parameters: Mapping[str, Any]) -> Any:
+        method = getattr(client, operation)
+        known = self._fs._get_s3_method_kwargs(method, Bucket=self._bucket, **parameters)
+        return await method(**known)
+
+    async def _s3(self, *, instead_of: Any = None) -> Any:
+        """s3fs's client for the region of the bucket, and not the one whose credentials expired."""
         async with self._connecting:
-            if self._finalizer is None:
+            if not self._creators:
                 await self._connect()
-        method = getattr(await self._fs.get_s3(self._bucket), operation)
-        parameters = self._fs._get_s3_method_kwargs(method, Bucket=self._bucket, **parameters)
-        return await method(**parameters)
+            client = await self._fs.get_s3(self._bucket)
+            if client is instead_of:
+                await self._connect()
+                client = await self._fs.get_s3(self._bucket)
+        if client not in self._prepared:
+            # A set, because s3fs may have made it for another region than the first one.
+            events, retries = client.meta.events, client.meta.config.retries or {}
+            events.register("before-parse.s3.GetObject", _drop_date)
+            events.register_first("needs-retry.s3", _heed_throttling(retries))
+            self._prepared.add(client)
+        return client
 
     async def _connect(self) -> None:
         try:
-            client = await self._fs.set_session()
+            # With refresh, credentials are taken anew from where they come from.
+            client = await self._fs.set_session(refresh=bool(self._creators))
         except TypeError as error:
             message = "check the names of the storage options, and of FSSPEC_S3_... if it is set"
             raise OSError(f"{error}: {message}") from error
@@ -371,9 +463,22 @@ class _Client:
                 "this version of botocore does not know conditional writes: "
                 "pip install --upgrade 'aiobotocore>=2.16' s3fs"
             )
-        client.meta.events.register("before-parse.s3.GetObject", _drop_date)
         _connected.add(self)
-        self._finalizer = weakref.finalize(self, _close, self.process, self.loop, creator)
+        # Earlier ones stay open until all are closed: requests and streams may be using them.
+        self._creators.append(creator)
+
+    async def begin_upload(self, key: str) -> str:
+        """Begins a multipart upload, and returns its id."""
+        declared = {}
+        config = (await self._s3()).meta.config
+        if getattr(config, "request_checksum_calculation", "") == "when_supported" and (
+            "ChecksumAlgorithm" not in self._fs.s3_additional_kwargs
+        ):
+            # botocore sends it with each part, and strict servers (LocalStack 4.14) refuse parts
+            # whose checksum was not declared.
+            declared["ChecksumAlgorithm"] = "CRC32"
+        reply = await self.call("create_multipart_upload", Key=key, **declared)
+        return str(reply["UploadId"])
 
     def close(self) -> None:
         def cancel() -> None:
@@ -383,8 +488,7 @@ class _Client:
         self._closed = True
         if self.loop.is_running():
             self.loop.call_soon_threadsafe(cancel)
-        if self._finalizer:
-            self._finalizer()
+        self._close_creators()
 
     async def read(self, key: str) -> bytes:
         return (await self.get(key)).data
@@ -441,16 +545,16 @@ class _Download:
             self._client.loop.call_soon_threadsafe(self._body.close)
 
 
-class _Upload:
+class _Upload(Upload):
     """One PutObject at the end, or a multipart upload once there is more than a part."""
 
     def __init__(self, client: _Client, key: str) -> None:
         self._client = client
         self._key = key
-        self._id: str | None = None
+        self._beginning: asyncio.Task[str] | None = None
         self._parts: list[dict[str, Any]] = []
         self._buffer = bytearray()
-        self._over = False
+        super().__init__()
 
     def write(self, data: Data) -> None:
         with memoryview(data) as view:
@@ -462,55 +566,69 @@ class _Upload:
                 self._buffer += view[start:stop]
                 start = stop
                 if len(self._buffer) >= size:
-                    self._send_part()
+                    self._run(self._send_part())
 
-    def commit(self) -> None:
-        if self._id is None:
-            self._request("put_object", Body=_body([self._buffer]))
+    def _commit(self) -> None:
+        if self._beginning is None:
+            self._run(self._client.call("put_object", Key=self._key, Body=_body([self._buffer])))
         else:
             if self._buffer:
-                self._send_part()
-            parts = {"Parts": self._parts}
-            reply = self._request("complete_multipart_upload", MultipartUpload=parts)
-            if "ETag" not in reply:
-                self.discard()
-                raise OSError("the reply does not say that the upload is complete: write it again")
-        self._over = True
+                self._run(self._send_part())
+            self._run(self._complete())
 
-    def discard(self) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._buffer = bytearray()
-        if self._id is not None:
-            try:
-                self._client.run(
-                    self._client.call("abort_multipart_upload", Key=self._key, UploadId=self._id)
-                )
-            except Exception as error:  # noqa: BLE001
-                logger.debug("an upload to S3 could not be aborted: %s", error)
+    def _discard(self) -> None:
+        self._client.finish(self._abort(), _ABORT_SECONDS)
 
-    def _send_part(self) -> None:
-        if self._id is None:
-            self._id = self._request("create_multipart_upload")["UploadId"]
-        number = len(self._parts) + 1
+    def _run(self, request: Coroutine[Any, Any, _T]) -> _T:
+        if self._is_over:
+            request.close()
+            raise ValueError("the upload has been committed or discarded")
+        try:
+            return self._client.run(request)
+        except BaseException:
+            self.discard()
+            raise
+
+    async def _id(self) -> str:
+        if self._beginning is None:
+            self._beginning = asyncio.ensure_future(self._client.begin_upload(self._key))
+        # Shielded, because what S3 has begun can only be aborted by the id in its reply.
+        return await asyncio.shield(self._beginning)
+
+    async def _send_part(self) -> None:
+        upload_id, number = await self._id(), len(self._parts) + 1
         body, self._buffer = self._buffer, bytearray()
-        reply = self._request("upload_part", PartNumber=number, Body=_body([body]))
+        reply = await self._client.call(
+            "upload_part",
+            Key=self._key,
+            UploadId=upload_id,
+            PartNumber=number,
+            Body=_body([body]),
+        )
         # S3 wants the checksums again that botocore has sent.
         sums = {name: value for name, value in reply.items() if name.startswith("Checksum")}
         self._parts.append({"PartNumber": number, "ETag": reply["ETag"], **sums})
 
-    def _request(self, operation: str, **parameters: Any) -> Any:
-        if self._over:
-            raise ValueError("the upload has been committed or discarded")
-        # Those without the parameter get it filtered out.
-        try:
-            return self._client.run(
-                self._client.call(operation, Key=self._key, UploadId=self._id, **parameters)
-            )
-        except BaseException:
-            self.discard()
-            raise
+    async def _complete(self) -> None:
+        reply = await self._client.call(
+            "complete_multipart_upload",
+            Key=self._key,
+            UploadId=await self._id(),
+            MultipartUpload={"Parts": self._parts},
+        )
+        if "ETag" not in reply:
+            raise OSError("the reply does not say that the upload is complete: write it again")
+
+    async def _abort(self) -> None:
+        self._buffer = bytearray()
+        if self._beginning is not None:
+            try:
+                await self._client.call(
+                    "abort_multipart_upload", Key=self._key, UploadId=await self._id()
+                )
+            except Exception as error:  # noqa: BLE001
+                why = self._client.explained(error)
+                logger.debug("an upload to S3 could not be aborted: %s", why)
 
 
 async def _take(body: Any, size: int) -> list[bytes]:
@@ -522,24 +640,21 @@ async def _take(body: Any, size: int) -> list[bytes]:
     return chunks
 
 
-def _body(parts: Sequence[Data]) -> bytes | io.RawIOBase:
-    # The small ones joined: aiohttp reads a file in a thread.
+def _body(parts: Sequence[Data]) -> bytes | _Body:
+    # Small ones are joined, which costs less than to hand them on one after the other.
     return b"".join(parts) if sum(map(len, parts)) <= 1024**2 else _Body(parts)
 
 
-class _Body(io.RawIOBase):
-    """What botocore reads, as often as it likes, without the two copies it makes of bytes."""
+class _Body:
+    """What botocore reads, as often as it likes, without the two copies it makes of bytes.
+
+    It is no `io.IOBase`, or aiohttp would read it in a thread, which none may begin at exit.
+    """
 
     def __init__(self, parts: Sequence[Data]) -> None:
         self._parts = [memoryview(part).cast("B") for part in parts]
         self._size = sum(map(len, self._parts))
         self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self._position
@@ -548,22 +663,57 @@ class _Body(io.RawIOBase):
         self._position = offset + (0, self._position, self._size)[whence]
         return self._position
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def read(self, size: int = -1, /) -> bytes:
+        chunks = []
+        size = self._size if size < 0 else size
+        while size > 0 and (chunk := self._next(size)):
+            chunks.append(chunk)
+            size -= len(chunk)
+        return b"".join(chunks)
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        while chunk := self._next(_SLICE_BYTES):
+            yield chunk
+
+    def _next(self, size: int) -> memoryview:
         start = self._position
-        with memoryview(buffer) as view, view.cast("B") as flat:
-            for part in self._parts:
-                if start < len(part):
-                    chunk = part[start : start + len(flat)]
-                    flat[: len(chunk)] = chunk
-                    self._position += len(chunk)
-                    return len(chunk)
-                start -= len(part)
-        return 0
+        for part in self._parts:
+            if start < len(part):
+                chunk = part[start : start + size]
+                self._position += len(chunk)
+                return chunk
+            start -= len(part)
+        return memoryview(b"")
 
 
 def _drop_date(response_dict: dict[str, Any], **_: object) -> None:
     # Nobody asks for it, and to parse it takes a fifth of the time of a small read.
     response_dict["headers"].pop("Last-Modified", None)
+
+
+def _heed_throttling(retries: Mapping[str, Any]) -> Callable[..., float | None]:
+    """A handler that retries a 429 as SlowDown, after the pause that the reply asks for.
+
+    botocore knows throttling by its error codes, and a 429 may have no body (R2, Google).
+    """
+    most = retries.get("total_max_attempts", 1)
+
+    def needs_retry(response: Any, attempts: int, **_: object) -> float | None:
+        if response is None or response[0].status_code not in (429, 503):
+            return None
+        http, parsed = response
+        if http.status_code == 429:
+            parsed["Error"] = {"Message": "", **parsed.get("Error", {}), "Code": "SlowDown"}
+        pause = http.headers.get("retry-after", "")
+        if not pause.isdecimal() or attempts >= most:
+            return None
+        return min(float(pause), _RETRY_AFTER_SECONDS)
+
+    return needs_retry
+
+
+def _bare(version: Stored) -> str:
+    return version.etag.removeprefix("W/").strip('"')
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -573,9 +723,11 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _close(process: int, loop: asyncio.AbstractEventLoop, creator: Any) -> None:
+def _close(process: int, loop: asyncio.AbstractEventLoop, creators: Sequence[Any]) -> None:
     # A forked child inherits the finalizer, but the connections are its parent's.
-    if process == os.getpid() and loop.is_running():
+    if process != os.getpid() or not loop.is_running():
+        return
+    for creator in creators:
         closed = asyncio.run_coroutine_threadsafe(creator.__aexit__(None, None, None), loop)
         if _running_loop() is not loop:
             with suppress(TimeoutError):
@@ -589,4 +741,4 @@ def _answer(error: BaseException | None) -> tuple[int, str, str]:
         return 0, type(error).__name__, str(error)
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     details = response.get("Error", {})
-    return status, str(details.get("Code", "")), str(details.get("Message", ""))
+    return status, str(details.get("Code", "")), str(details.get("Message") or "")
