@@ -323,10 +323,8 @@ class FrameWriter(io.BufferedIOBase):
 
     def __del__(self) -> None:
         # io.IOBase would close, and so publish, what was left half written.
-        if not self.closed and not self._lost:
-            self._dealloc_warn(self)
-        if not self.closed:
-            super().close()
+        # Nor is it closed then, for what wraps it in a cycle may yet flush into it.
+        self._dealloc_warn(self)
 
     def _dealloc_warn(self, source: object) -> None:
         # CPython's io calls it of what a wrapper wraps before the wrapper's finalizer closes it
