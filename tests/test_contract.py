@@ -541,7 +541,7 @@ def test_a_record_that_keeps_changing_is_contention(
     tries = []
     swap = store._filesystem.swap
 
-    def lose(key: str, old: Any, data: bytes) -> bool:
+    def lose(key: str, old: Any, _: bytes) -> bool:
         tries.append(1)
         record = replace(decode_record(old.data, "wf"), nonce=str(len(tries)))
         swap(key, old, encode_record(record))
@@ -561,7 +561,7 @@ def test_a_storage_that_refuses_to_replace_what_is_there_is_not_called_contentio
     tries = []
     monkeypatch.setattr(store._filesystem, "swap", lambda *_: tries.append(1))
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with pytest.raises(StorageError, match="'wf' cannot be changed: .* refused 10 .*If-Match"):
+    with pytest.raises(StorageError, match=r"'wf' cannot be changed: .* refused 10 .*If-Match"):
         resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
     assert len(tries) == 10
     assert run.is_current()

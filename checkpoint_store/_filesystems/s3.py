@@ -66,13 +66,15 @@ _REMEDIES = {
     "write, such as storage_options={'s3_additional_kwargs': {'ServerSideEncryption': 'aws:kms'}} "
     "(a policy that demands If-None-Match has to leave this prefix out)",
     "InvalidAccessKeyId": "check the credentials",
-    "SignatureDoesNotMatch": "check the credentials",
+    "SignatureDoesNotMatch": "check the credentials, and whether a proxy or the server itself "
+    "changes the keys in URLs, such as %2F",
     "ExpiredToken": "renew the credentials",
     "RequestTimeTooSkewed": "set the clock of this machine",
     "PermanentRedirect": "give the bucket's region",
     "AuthorizationHeaderMalformed": "give the bucket's region",
-    "NotImplemented": "if this was a conditional write, as every change of a record is, choose a "
-    "server that has If-None-Match and If-Match",
+    "NotImplemented": "choose a server that has what was asked for",
+    "NotImplemented on writing": "if this was a conditional write, as every change of a record is, "
+    "choose a server that has If-None-Match and If-Match",
     "SlowDown": "try again later, or lower max_concurrency",
     "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give "
     "storage_options: key and secret, profile, or anon=True",
@@ -392,12 +394,12 @@ class _Client:
         """What to raise for an error: another, with this as its cause, if it needs explaining."""
         status, code, message = _answer(error)
         operation = getattr(error, "operation_name", "")
-        known = code
-        if code == "AccessDenied" and operation in _WRITES:
-            known = "AccessDenied on writing"
-        elif code == "HTTPClientError" and "cannot schedule new futures" in message:
-            known = "HTTPClientError at exit"
-        remedy = _REMEDIES.get(known)
+        circumstance = ""
+        if operation in _WRITES:
+            circumstance = " on writing"
+        elif "cannot schedule new futures" in message:
+            circumstance = " at exit"
+        remedy = _REMEDIES.get(code + circumstance) or _REMEDIES.get(code)
         if not status and remedy is None:
             return error
         text = message.rstrip(".")
@@ -445,6 +447,7 @@ class _Client:
             events, retries = client.meta.events, client.meta.config.retries or {}
             events.register("before-parse.s3.GetObject", _drop_date)
             events.register_first("needs-retry.s3", _heed_throttling(retries))
+            events.register_first("needs-retry.s3.HeadBucket", _follow_no_redirect)
             self._prepared.add(client)
         return client
 
@@ -710,6 +713,12 @@ def _heed_throttling(retries: Mapping[str, Any]) -> Callable[..., float | None]:
         return min(float(pause), _RETRY_AFTER_SECONDS)
 
     return needs_retry
+
+
+def _follow_no_redirect(request_dict: dict[str, Any], **_: object) -> None:
+    # After a redirect botocore asks HeadBucket for the region. Where that is redirected, too, as by
+    # whatever sends http:// to https://, it would ask again for ever.
+    request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _bare(version: Stored) -> str:
