@@ -39,8 +39,11 @@ ALLOWED: dict[str, set[str]] = {
     "_filesystems.base": {"errors", "_frame"},
     "_filesystems.generic": {"errors", "_frame", "_filesystems.base"},
     "_filesystems.conditional": {"_filesystems.base", "_filesystems.generic"},
-    "_filesystems.memory": {"_frame", "_filesystems.base", "_filesystems.generic"},
-    "_filesystems.local": {"errors", "_frame", "_names", "_filesystems.base"},
+    "_filesystems.memory": {"errors", "_frame", "_filesystems.base", "_filesystems.generic"},
+    "_filesystems.mounts": set(),
+    "_filesystems.locks": {"errors"},
+    "_filesystems.local": {"errors", "_frame", "_names", "_filesystems.base"}
+    | {"_filesystems.locks", "_filesystems.mounts"},
     "_filesystems.s3": {"errors", "_frame", "_filesystems.base", "_filesystems.generic"},
     "_filesystems": {"errors", "_filesystems.base"} | BACKENDS,
     # Records, files and runs, and no policy.
@@ -75,7 +78,7 @@ THIRD_PARTY = {
     "_filesystems.generic": {"fsspec"},
     "_filesystems.conditional": {"azure"},
     "_filesystems.memory": {"fsspec"},
-    "_filesystems.local": {"filelock"},
+    "_filesystems.locks": {"filelock"},
     "_filesystems.s3": {"fsspec", "s3fs"},
 }
 

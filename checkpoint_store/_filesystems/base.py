@@ -80,7 +80,7 @@ class Filesystem(ABC):
     """How many calls at once pay off and are safe."""
 
     warned = False
-    """Whether somebody was told that there are no conditional writes."""
+    """Whether somebody was told that there are no conditional writes, or of the caveat."""
 
     _arguments: tuple[object, ...]
 
