@@ -27,7 +27,9 @@ from checkpoint_store import (
     plan,
     resume,
 )
-from checkpoint_store._filesystems import local
+from checkpoint_store._filesystems import local, locks
+from checkpoint_store._filesystems.locks import LOCKS, lock_name
+from checkpoint_store._names import encode_name
 
 from .backends import RECORD
 
@@ -407,13 +409,21 @@ def test_what_a_crashed_clear_left_is_listed_beside_a_foreign_folder(
     assert (root / "wf" / "notes.txt").read_bytes() == b"not ours"
 
 
-def test_lock_files_are_kept(root: Path, store: CheckpointStore) -> None:
-    for name in ("wf", "a/b", "a" * 200):
-        store.run(name)
+def test_lock_files_are_kept_and_of_a_bounded_number(root: Path, store: CheckpointStore) -> None:
+    names = ["wf", "a/b", "a" * 200, *map(str, range(600))]
+    for name in names:
+        store._filesystem.swap(f"{encode_name(name, 'id')}/{RECORD}", None, b"")
         store.clear(name)
-    assert sorted(os.listdir(root / ".locks")) == sorted(
-        ["wf.lock", "a%2Fb.lock", "a" * 200 + ".lock"]
-    )
+    expected = {f"{number:02x}.lock" for number in range(LOCKS)}
+    found = set(os.listdir(root / ".locks"))
+    assert found <= expected
+    assert len(found) > LOCKS / 2
+
+
+def test_the_lock_of_a_workflow_has_the_same_name_in_every_process_and_version() -> None:
+    # Otherwise two of them would change one record at once.
+    expected = {"wf": "a3.lock", "a%2Fb": "47.lock", "2026-11-23": "07.lock"}
+    assert expected == {name: lock_name(name) for name in expected}
 
 
 # Durability
@@ -426,7 +436,9 @@ class Recorder:
         self.calls: list[str] = []
         self._root = root
         self._names: dict[int, str] = {}
-        originals = {name: getattr(os, name) for name in ("open", "fsync", "replace", "mkdir")}
+        originals = {
+            name: getattr(os, name) for name in ("open", "fsync", "replace", "link", "mkdir")
+        }
 
         def opened(path: Any, *arguments: Any, **options: Any) -> int:
             descriptor: int = originals["open"](path, *arguments, **options)
@@ -441,12 +453,16 @@ class Recorder:
             originals["replace"](source, target, **options)
             self.calls.append(f"replace {self._name(source)} {self._name(target)}")
 
+        def link(source: Any, target: Any, **options: Any) -> None:
+            originals["link"](source, target, **options)
+            self.calls.append(f"link {self._name(source)} {self._name(target)}")
+
         def mkdir(path: Any, *arguments: Any, **options: Any) -> None:
             originals["mkdir"](path, *arguments, **options)
             self.calls.append(f"mkdir {self._name(path)}")
 
         for name, function in (
-            ("open", opened), ("fsync", fsync), ("replace", replace), ("mkdir", mkdir),
+            ("open", opened), ("fsync", fsync), ("replace", replace), ("link", link), ("mkdir", mkdir),
         ):  # fmt: skip
             monkeypatch.setattr(os, name, function)
 
@@ -518,7 +534,7 @@ def test_without_durable_nothing_is_synced(root: Path, monkeypatch: pytest.Monke
         resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
         store.clear("wf")
     calls = recorder.take()
-    assert sum(call.startswith("replace") for call in calls) == 4
+    assert sum(call.startswith(("replace", "link")) for call in calls) == 4
     assert not any(call.startswith("fsync") for call in calls)
 
 
@@ -551,6 +567,8 @@ def test_a_failing_disk_is_a_storage_error_that_leaves_nothing(
     for call in calls:
         with monkeypatch.context() as patch:
             patch.setattr(os, function, fail)
+            if function == "replace":
+                patch.setattr(os, "link", fail)
             with pytest.raises(StorageError, match=os.strerror(number)) as caught:
                 call()
         assert caught.value.errno == number
@@ -618,16 +636,16 @@ def test_a_folder_that_keeps_going_away_is_contention(
 def test_a_lock_that_is_held_too_long_is_contention(
     root: Path, store: CheckpointStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.1)
     run.write("task", b"data")
     calls: list[Callable[[], object]] = [
         lambda: resume(store, "wf", OTHER_INPUTS, on_input_change="reset"),
         lambda: store.write_fingerprint("wf", "v1"),
         lambda: store.clear("wf"),
     ]
-    with FileLock(root / ".locks" / "wf.lock"):
+    with FileLock(root / ".locks" / lock_name("wf")):
         for call in calls:
-            with pytest.raises(ContentionError, match=r"wf\.lock"):
+            with pytest.raises(ContentionError, match=lock_name("wf")):
                 call()
         # Neither readers nor writers of checkpoints nor other workflows wait for it.
         assert run.read("task") == b"data"
@@ -647,10 +665,11 @@ def _exit_holding(path: str, ready: Any) -> None:
 def test_the_lock_of_a_dead_process_is_free(
     root: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LOCK_TIMEOUT", 10.0)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 10.0)
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    process = context.Process(target=_exit_holding, args=(str(root / ".locks" / "wf.lock"), ready))
+    path = root / ".locks" / lock_name("wf")
+    process = context.Process(target=_exit_holding, args=(str(path), ready))
     process.start()
     process.join(60)
     assert ready.is_set()
@@ -679,7 +698,7 @@ def read_only(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
             refuse()
         return opened(path, flags, *arguments, **options)
 
-    for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "write"):
+    for name in ("mkdir", "rename", "replace", "link", "unlink", "rmdir", "write"):
         monkeypatch.setattr(os, name, refuse)
     monkeypatch.setattr(os, "open", open_to_read)
     return run
@@ -760,7 +779,7 @@ class FoldingOS:
         function = getattr(os, name)
         if name in ("open", "lstat", "mkdir", "unlink", "rmdir", "listdir", "scandir"):
             return lambda path, *rest: function(self.path.folded(path), *rest)
-        if name in ("replace", "rename"):
+        if name in ("replace", "rename", "link"):
             return lambda old, new: function(self.path.folded(old), self.path.folded(new))
         return function
 
@@ -768,7 +787,7 @@ class FoldingOS:
 @pytest.fixture
 def folding(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
     monkeypatch.setattr(local, "os", FoldingOS(root))
-    monkeypatch.setattr(local, "LOCK_TIMEOUT", 5.0)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 5.0)
     with CheckpointStore(root) as store:
         yield store
 
@@ -846,7 +865,17 @@ def test_every_error_of_this_disk_is_ours(
         lambda run: store.clear(run.workflow_id),
     ]
     errors: list[CheckpointStoreError] = []
-    for name in ("open", "lstat", "scandir", "listdir", "unlink", "rename", "replace", "fsync"):
+    for name in (
+        "open",
+        "lstat",
+        "scandir",
+        "listdir",
+        "unlink",
+        "rename",
+        "replace",
+        "link",
+        "fsync",
+    ):
         for number, call in enumerate(calls):
             run = store.run(f"{name}-{number}")
             run.write("task", b"data")

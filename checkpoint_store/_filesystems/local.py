@@ -26,13 +26,6 @@ if sys.platform != "win32":
 
 _WHOLE_BYTES = 1024 * 1024  # Cutting the payload out of more would be a copy worth saving.
 _TRIES = 10
-# What systems answer where there are no hard links, or none from one folder to another.
-_NO_LINKS = frozenset(
-    {
-        *(errno.EACCES, errno.EINVAL, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP),
-        *(errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV),
-    }
-)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _READ = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | getattr(os, "O_BINARY", 0)
@@ -408,14 +401,14 @@ def _link(temporary: str, path: str) -> None:
     """Gives a file another name, or raises `FileExistsError`: also of two hosts only one wins."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        # NFS asks again when a reply was lost, and is told of what it has done itself.
-        if os.stat(temporary).st_nlink != 2:
-            raise
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if os.path.lexists(path):  # For which sshfs has no error of its own.
+        # What is there tells more. NFS asks again if a reply was lost and is told of its own work,
+        # sshfs has one error for all, and of no hard links each system says something else.
+        if os.stat(temporary).st_nlink == 2:
+            return
+        if isinstance(error, FileExistsError) or os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
         os.replace(temporary, path)
 
