@@ -47,7 +47,7 @@ _T = TypeVar("_T")
 
 
 class _Unlocked(LocalFilesystem):
-    def _locked(self, folder: str, change: Callable[[], _T]) -> _T:
+    def _locked(self, folder: str, change: Callable[[], _T]) -> _T:  # noqa: ARG002
         self._make_folder(".locks")
         return change()
 
