@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from checkpoint_store import (
     CheckpointStore,
     CheckpointStoreError,
     ContentionError,
+    InputChangedError,
     InvalidNameError,
     InvalidURLError,
     Run,
@@ -421,7 +423,7 @@ def test_lock_files_are_kept_and_of_a_bounded_number(root: Path, store: Checkpoi
 
 def test_the_lock_of_a_workflow_has_the_same_name_in_every_process_and_version() -> None:
     # Otherwise two of them would change one record at once.
-    expected = {"wf": "a3.lock", "a%2Fb": "47.lock", "2026-11-23": "07.lock"}
+    expected = {"wf": "a3.lock", "WF": "a3.lock", "a%2Fb": "47.lock", "2026-11-23": "07.lock"}
     assert expected == {name: lock_name(name) for name in expected}
 
 
@@ -506,6 +508,7 @@ def test_a_durable_start_syncs_every_folder_it_makes(
         assert f"fsync {parent}" in calls[made:], (folder, calls)
     published = next(i for i, made in enumerate(calls) if made.endswith(f" a/b/wf/{RECORD}"))
     assert calls[published - 1].startswith("fsync a/b/.tmp/wf~")
+    assert calls[published].startswith("link a/b/.tmp/wf~")
     assert calls[published + 1] == "fsync a/b/wf"
     # The entry of the folder is on disk before there is a record in it.
     assert "fsync a/b" in calls[calls.index("mkdir a/b/wf") : published]
@@ -627,6 +630,95 @@ def test_a_folder_that_keeps_going_away_is_contention(
     monkeypatch.setattr(os, "replace", gone)
     with pytest.raises(ContentionError, match="somebody removed its folder"):
         run.write("task", b"data")
+    assert temporaries(root) == []
+
+
+# A record is created by link
+
+
+REFUSALS = (
+    "EACCES",
+    "EINVAL",
+    "EIO",
+    "EMLINK",
+    "ENOSYS",
+    "ENOTSUP",
+    "EOPNOTSUPP",
+    "EPERM",
+    "EXDEV",
+)
+
+
+def refuse_links(number: int, meanwhile: Callable[[], object] = lambda: None) -> Callable[..., Any]:
+    def refuse(*_: object) -> NoReturn:
+        meanwhile()
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.fixture
+def rival(root: Path, tmp_path: Path) -> Callable[[], object]:
+    """Somebody on another host, who sees none of our locks, and creates a record."""
+    with CheckpointStore(tmp_path / "elsewhere") as store:
+        resume(store, "wf", OTHER_INPUTS, on_input_change="raise")
+    return lambda: shutil.copy(tmp_path / "elsewhere" / "wf" / RECORD, root / "wf" / RECORD)
+
+
+def test_a_record_that_somebody_creates_past_the_lock_is_kept(
+    root: Path, store: CheckpointStore, rival: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def late(source: Any, target: Any) -> None:
+        monkeypatch.setattr(os, "link", link)
+        rival()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    with pytest.raises(InputChangedError):
+        resume(store, "wf", INPUTS, on_input_change="raise")
+    assert resume(store, "wf", OTHER_INPUTS, on_input_change="raise").is_current()
+    assert temporaries(root) == []
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_record_is_created_where_there_are_no_hard_links(
+    name: str, root: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refuse_links(getattr(errno, name)))
+    run = resume(store, "wf", INPUTS, on_input_change="raise")
+    run.write("task", b"data")
+    assert resume(store, "wf", INPUTS, on_input_change="raise").read("task") == b"data"
+    with pytest.raises(InputChangedError):
+        resume(store, "wf", OTHER_INPUTS, on_input_change="raise")
+    assert temporaries(root) == []
+
+
+def test_a_record_that_is_why_a_link_fails_is_kept_whatever_the_error(
+    root: Path, store: CheckpointStore, rival: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # sshfs says EPERM of a name that is taken.
+    monkeypatch.setattr(os, "link", refuse_links(errno.EPERM, rival))
+    with pytest.raises(InputChangedError):
+        resume(store, "wf", INPUTS, on_input_change="raise")
+    assert resume(store, "wf", OTHER_INPUTS, on_input_change="raise").is_current()
+    assert temporaries(root) == []
+
+
+@pytest.mark.parametrize("name", ["EEXIST", "EIO"])
+def test_a_link_whose_reply_was_lost_counts(
+    name: str, root: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def lose_reply(source: Any, target: Any) -> None:
+        link(source, target)
+        refuse_links(getattr(errno, name))()
+
+    monkeypatch.setattr(os, "link", lose_reply)
+    assert store._filesystem.swap(f"wf/{RECORD}", None, b"data")
+    assert (root / "wf" / RECORD).read_bytes() == b"data"
     assert temporaries(root) == []
 
 

@@ -66,8 +66,6 @@ def _is_shared(kind: str) -> bool:
 
 
 def _mount_of(path: str, mounts: list[Mount]) -> Mount | None:
-    while not os.path.exists(path) and path != os.path.dirname(path):
-        path = os.path.dirname(path)
     path = os.path.join(os.path.realpath(path), "")
     around = [mount for mount in mounts if path.startswith(os.path.join(mount.point, ""))]
     # Of several mounts at one point the last one covers the others.
