@@ -170,8 +170,8 @@ MUTATIONS = {
     ),
     "a swap does not compare": one(
         LOCAL,
-        "            if current != old:",
-        "            if False:",
+        "        if current != old:",
+        "        if False:",
         CRASHES,
         "overtaken and local",
     ),
