@@ -84,7 +84,7 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
         except Exception as error:  # noqa: BLE001
             failure = error
             continue
-        _warn_without_conditions(filesystem)
+        _warn_once(filesystem)
         if accepted:
             return proposed
         logger.debug("workflow %r: lost a race for its record (try %d)", workflow_id, attempt + 1)
@@ -194,10 +194,18 @@ def _is_checkpoint(key: str) -> bool:
     return parse_file_name(key.rpartition("/")[2]) is not None
 
 
-def _warn_without_conditions(filesystem: Filesystem) -> None:
-    if filesystem.conditional_writes is False and not filesystem.warned:
+def _warn_once(filesystem: Filesystem) -> None:
+    if filesystem.warned:
+        return
+    if filesystem.conditional_writes is False:
         filesystem.warned = True
         logger.warning(
             "this storage has no conditional writes: results are safe only while a single process "
             "at a time resumes, resets or clears a workflow"
+        )
+    elif filesystem.caveat:
+        filesystem.warned = True
+        logger.warning(
+            "%s: resume, reset or clear a workflow through one mount and on one host at a time",
+            filesystem.caveat,
         )

@@ -86,9 +86,11 @@ class CheckpointStore:
 
         Without that, results are safe only while a single process at a time resumes, resets or
         clears a workflow. None while unknown: S3 is asked at the first change of a record, and
-        `python -m checkpoint_store URL` asks thoroughly.
+        `python -m checkpoint_store URL` asks thoroughly. It stays None in a folder on a network or
+        FUSE filesystem: whether other hosts and mounts see its locks cannot be found out from here,
+        so results are safe only while a workflow is changed through a single mount at a time.
         """
-        return self._filesystem.conditional_writes
+        return None if self._filesystem.caveat else self._filesystem.conditional_writes
 
     def read_fingerprint(self, workflow_id: str) -> str | None:
         """The recorded fingerprint, or None if the workflow has no record or none in it.

@@ -106,7 +106,8 @@ class SerializationError(CheckpointStoreError):
 
 
 class ContentionError(CheckpointStoreError):
-    """The workflow's record kept changing, or stayed locked, longer than we were ready to try."""
+    """The workflow's record kept changing, or stayed locked, longer than we were ready to try; or
+    the call came from a signal handler that had interrupted another change of it."""
 
 
 class IncompleteClearError(CheckpointStoreError):

@@ -64,6 +64,7 @@ from checkpoint_store import (
     fingerprint,
     resume,
 )
+from checkpoint_store._filesystems.locks import lock_name
 
 from . import servers
 from .backends import RECORD, SIBLINGS, Backend, LocalBackend, MinistackBackend, S3Backend
@@ -586,7 +587,9 @@ class Loop:
             self._in_child(partial(Worker.survive, clear=last))
             files = self.backend.everything()
             live = self._live(files)
-            locks = {f"{self.backend.inside}.locks/{name}.lock" for name in WORKFLOWS.values()}
+            locks = {
+                f"{self.backend.inside}.locks/{lock_name(name)}" for name in WORKFLOWS.values()
+            }
             leftover = sorted(files.keys() - self.before.keys() - live - locks)
             leftover += self._empty_folders()
             if not leftover or not left:

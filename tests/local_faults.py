@@ -30,7 +30,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 import pytest
 
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Run, resume
-from checkpoint_store._filesystems import local
+from checkpoint_store._filesystems import local, locks
 
 from .test_crashes import (
     NEW,
@@ -308,7 +308,7 @@ def _calls(lines: Sequence[str]) -> list[Call]:
 def main() -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(local, "PAGE", 2)
-    patch.setattr(local, "LOCK_TIMEOUT", PATIENCE / 4)
+    patch.setattr(locks, "LOCK_TIMEOUT", PATIENCE / 4)
     logging.getLogger("checkpoint_store").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory() as parent:
         for operation in BY_NAME.values():
@@ -433,7 +433,7 @@ def _cut_short(patch: pytest.MonkeyPatch, hurt: Hurt, end: Callable[..., NoRetur
 class Recorder:
     """Takes down what an operation does to the disk below a folder."""
 
-    RECORDED = ("open", "write", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
+    RECORDED = ("open", "write", "fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")
 
     def __init__(
         self, within: str, events: list[Event], stop: int | None, end: Callable[..., NoReturn]
@@ -501,6 +501,12 @@ class Recorder:
             self._events.append(Event("rename", inside, new))
 
     _replace = _rename
+
+    def _link(self, source: str, target: str, *, missing: bool) -> None:
+        assert not missing
+        inside, new = self._relative(source), self._relative(target)
+        if inside is not None and new is not None:
+            self._events.append(Event("link", inside, new))
 
     def _one(self, kind: str, path: str) -> None:
         inside = self._relative(path)

@@ -32,7 +32,7 @@ def one(file: str, old: str, new: str, tests: str, only: str = "") -> Mutation:
 
 
 PROTOCOL, RECORD, FRAME, RUN = "_protocol.py", "_record.py", "_frame.py", "_run.py"
-LOCAL, S3 = "_filesystems/local.py", "_filesystems/s3.py"
+LOCAL, LOCKS, S3 = "_filesystems/local.py", "_filesystems/locks.py", "_filesystems/s3.py"
 CRASHES, LOCAL_TESTS, S3_TESTS = (
     "test_crashes.py",
     "test_local_filesystem.py",
@@ -170,17 +170,64 @@ MUTATIONS = {
     ),
     "a swap does not compare": one(
         LOCAL,
-        "            if current != old:",
-        "            if False:",
+        "        if current != old:",
+        "        if False:",
         CRASHES,
         "overtaken and local",
     ),
     "a swap takes no lock": one(
         LOCAL,
-        "        with self._lock(folder):\n            try:\n                current",
-        "        with nullcontext():\n            try:\n                current",
+        'return self._locked(key.partition("/")[0], lambda: self._swap(key, old, data))',
+        "return self._swap(key, old, data)",
         "test_processes.py",
         "exactly_one_wins and local",
+    ),
+    "a record is created by rename": one(
+        LOCAL,
+        "        self._place = _link if create else os.replace\n",
+        "        self._place = os.replace\n",
+        LOCAL_TESTS,
+        "past_the_lock",
+    ),
+    "a failed link replaces what is there": one(
+        LOCAL,
+        "isinstance(error, FileExistsError) or os.path.lexists(path)",
+        "isinstance(error, FileExistsError)",
+        LOCAL_TESTS,
+        "whatever_the_error",
+    ),
+    "a link of its own counts as another's": one(
+        LOCAL, "st_nlink == 2", "st_nlink == 0", LOCAL_TESTS, "reply_was_lost"
+    ),
+    "a thread waits for its own lock": one(
+        LOCKS, "    if mine in _at_work:\n", "    if False:\n", "test_locks.py"
+    ),
+    "a forked child holds its parent's locks": one(
+        LOCKS, "after_in_child=_at_work.clear", "after_in_child=_at_work.copy", "test_locks.py"
+    ),
+    "what an interrupt left is held for ever": one(
+        LOCKS, "            _at_work.discard(mine)\n", "", "test_locks.py"
+    ),
+    "an interrupted release is not made up for": one(
+        LOCKS,
+        "            lock.release(force=True)  # An",
+        "            # An",
+        "test_locks.py",
+    ),
+    "each case has a lock of its own": one(
+        LOCKS, "folder.lower()", "folder", LOCAL_TESTS, "lock_of_a_workflow"
+    ),
+    "a swap in memory lets its own thread in": one(
+        "_filesystems/memory.py", "    if _swapping:\n", "    if False:\n", "test_locks.py"
+    ),
+    "a mount's caveat is ignored": one(
+        "_store.py", "None if self._filesystem.caveat else", "", "test_mounts.py"
+    ),
+    "a mount's caveat is not told": one(
+        PROTOCOL, "elif filesystem.caveat:", "elif False:", "test_mounts.py"
+    ),
+    "FUSE counts as a local disk": one(
+        "_filesystems/mounts.py", ' or kind.startswith("fuse.")', "", "test_mounts.py"
     ),
     "a sweep takes no lock": one(
         LOCAL,

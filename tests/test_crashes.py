@@ -830,6 +830,7 @@ class TappedOs:
             "fsync",
             "replace",
             "rename",
+            "link",
             "unlink",
             "mkdir",
             "rmdir",

@@ -21,6 +21,7 @@ PURE = {"errors", "_json", "_names", "_record", "_frame", "_policy"} | {
 }
 BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic", "conditional")}
 FILESYSTEMS = {"_filesystems", "_filesystems.base"} | BACKENDS
+OF_LOCAL = {"_filesystems.locks", "_filesystems.mounts"}
 
 # What each module may import of ours. Whoever adds a module says here where it belongs.
 ALLOWED: dict[str, set[str]] = {
@@ -39,8 +40,10 @@ ALLOWED: dict[str, set[str]] = {
     "_filesystems.base": {"errors", "_frame"},
     "_filesystems.generic": {"errors", "_frame", "_filesystems.base"},
     "_filesystems.conditional": {"_filesystems.base", "_filesystems.generic"},
-    "_filesystems.memory": {"_frame", "_filesystems.base", "_filesystems.generic"},
-    "_filesystems.local": {"errors", "_frame", "_names", "_filesystems.base"},
+    "_filesystems.memory": {"errors", "_frame", "_filesystems.base", "_filesystems.generic"},
+    "_filesystems.mounts": set(),
+    "_filesystems.locks": {"errors"},
+    "_filesystems.local": {"errors", "_frame", "_names", "_filesystems.base"} | OF_LOCAL,
     "_filesystems.s3": {"errors", "_frame", "_filesystems.base", "_filesystems.generic"},
     "_filesystems": {"errors", "_filesystems.base"} | BACKENDS,
     # Records, files and runs, and no policy.
@@ -75,7 +78,7 @@ THIRD_PARTY = {
     "_filesystems.generic": {"fsspec"},
     "_filesystems.conditional": {"azure"},
     "_filesystems.memory": {"fsspec"},
-    "_filesystems.local": {"filelock"},
+    "_filesystems.locks": {"filelock"},
     "_filesystems.s3": {"fsspec", "s3fs"},
 }
 
@@ -155,7 +158,7 @@ def test_the_pure_modules_know_only_pure_ones() -> None:
 
 def test_the_filesystems_know_no_workflows() -> None:
     for module in FILESYSTEMS:
-        assert ALLOWED[module] <= FILESYSTEMS | {"errors", "_frame", "_names"}
+        assert ALLOWED[module] <= FILESYSTEMS | OF_LOCAL | {"errors", "_frame", "_names"}
         assert set(ours(module)) <= ALLOWED[module]
 
 

@@ -37,6 +37,7 @@ from checkpoint_store import (
     StorageError,
     resume,
 )
+from checkpoint_store._filesystems.locks import lock_name
 from checkpoint_store._frame import Header, encode_frame
 from checkpoint_store._protocol import read_record
 
@@ -442,7 +443,7 @@ def linked(root: Path, run: Run, what: str) -> Path:
         "record": root / "wf" / ".fingerprint",
         ".tmp": root / ".tmp",
         ".locks": root / ".locks",
-        "lock file": root / ".locks" / "wf.lock",
+        "lock file": root / ".locks" / lock_name("wf"),
         "temporary file": root / ".tmp" / "wf~0123456789abcdef",
         "folder on its way out": root / ".tmp" / "wf~fedcba9876543210",
     }[what]
@@ -589,7 +590,7 @@ def test_every_file_and_folder_honours_the_umask(root: Path) -> None:
             modes = {path: path.stat().st_mode & 0o777 for path in root.rglob("*")}
             unfinished.discard()
             # Lock files are empty, and filelock before its version 4 has its own idea of them.
-            del modes[root / "made" / ".locks" / "wf.lock"]
+            del modes[root / "made" / ".locks" / lock_name("wf")]
     finally:
         os.umask(previous)
     assert len(modes) > 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from checkpoint_store import (
     CheckpointStore,
     CheckpointStoreError,
     ContentionError,
+    InputChangedError,
     InvalidNameError,
     InvalidURLError,
     Run,
@@ -27,7 +29,9 @@ from checkpoint_store import (
     plan,
     resume,
 )
-from checkpoint_store._filesystems import local
+from checkpoint_store._filesystems import local, locks
+from checkpoint_store._filesystems.locks import LOCKS, lock_name
+from checkpoint_store._names import encode_name
 
 from .backends import RECORD
 
@@ -407,13 +411,20 @@ def test_what_a_crashed_clear_left_is_listed_beside_a_foreign_folder(
     assert (root / "wf" / "notes.txt").read_bytes() == b"not ours"
 
 
-def test_lock_files_are_kept(root: Path, store: CheckpointStore) -> None:
-    for name in ("wf", "a/b", "a" * 200):
+def test_lock_files_are_kept_and_of_a_bounded_number(root: Path, store: CheckpointStore) -> None:
+    names = ["wf", "a/b", "a" * 200]
+    for name in names:
         store.run(name)
         store.clear(name)
-    assert sorted(os.listdir(root / ".locks")) == sorted(
-        ["wf.lock", "a%2Fb.lock", "a" * 200 + ".lock"]
-    )
+    expected = {lock_name(encode_name(name, "workflow id")) for name in names}
+    assert expected == set(os.listdir(root / ".locks"))
+    assert len({lock_name(f"workflow-{number}") for number in range(100_000)}) == LOCKS == 256
+
+
+def test_the_lock_of_a_workflow_has_the_same_name_in_every_process_and_version() -> None:
+    # Otherwise two of them would change one record at once.
+    expected = {"wf": "a3.lock", "WF": "a3.lock", "a%2Fb": "47.lock", "2026-11-23": "07.lock"}
+    assert expected == {name: lock_name(name) for name in expected}
 
 
 # Durability
@@ -426,7 +437,9 @@ class Recorder:
         self.calls: list[str] = []
         self._root = root
         self._names: dict[int, str] = {}
-        originals = {name: getattr(os, name) for name in ("open", "fsync", "replace", "mkdir")}
+        originals = {
+            name: getattr(os, name) for name in ("open", "fsync", "replace", "link", "mkdir")
+        }
 
         def opened(path: Any, *arguments: Any, **options: Any) -> int:
             descriptor: int = originals["open"](path, *arguments, **options)
@@ -441,12 +454,17 @@ class Recorder:
             originals["replace"](source, target, **options)
             self.calls.append(f"replace {self._name(source)} {self._name(target)}")
 
+        def link(source: Any, target: Any, **options: Any) -> None:
+            originals["link"](source, target, **options)
+            self.calls.append(f"link {self._name(source)} {self._name(target)}")
+
         def mkdir(path: Any, *arguments: Any, **options: Any) -> None:
             originals["mkdir"](path, *arguments, **options)
             self.calls.append(f"mkdir {self._name(path)}")
 
         for name, function in (
-            ("open", opened), ("fsync", fsync), ("replace", replace), ("mkdir", mkdir),
+            ("open", opened), ("fsync", fsync), ("replace", replace), ("link", link),
+            ("mkdir", mkdir),
         ):  # fmt: skip
             monkeypatch.setattr(os, name, function)
 
@@ -490,6 +508,7 @@ def test_a_durable_start_syncs_every_folder_it_makes(
         assert f"fsync {parent}" in calls[made:], (folder, calls)
     published = next(i for i, made in enumerate(calls) if made.endswith(f" a/b/wf/{RECORD}"))
     assert calls[published - 1].startswith("fsync a/b/.tmp/wf~")
+    assert calls[published].startswith("link a/b/.tmp/wf~")
     assert calls[published + 1] == "fsync a/b/wf"
     # The entry of the folder is on disk before there is a record in it.
     assert "fsync a/b" in calls[calls.index("mkdir a/b/wf") : published]
@@ -518,7 +537,7 @@ def test_without_durable_nothing_is_synced(root: Path, monkeypatch: pytest.Monke
         resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
         store.clear("wf")
     calls = recorder.take()
-    assert sum(call.startswith("replace") for call in calls) == 4
+    assert sum(call.startswith(("replace", "link")) for call in calls) == 4
     assert not any(call.startswith("fsync") for call in calls)
 
 
@@ -551,6 +570,8 @@ def test_a_failing_disk_is_a_storage_error_that_leaves_nothing(
     for call in calls:
         with monkeypatch.context() as patch:
             patch.setattr(os, function, fail)
+            if function == "replace":
+                patch.setattr(os, "link", fail)
             with pytest.raises(StorageError, match=os.strerror(number)) as caught:
                 call()
         assert caught.value.errno == number
@@ -612,22 +633,111 @@ def test_a_folder_that_keeps_going_away_is_contention(
     assert temporaries(root) == []
 
 
+# A record is created by link
+
+
+REFUSALS = (
+    "EACCES",
+    "EINVAL",
+    "EIO",
+    "EMLINK",
+    "ENOSYS",
+    "ENOTSUP",
+    "EOPNOTSUPP",
+    "EPERM",
+    "EXDEV",
+)
+
+
+def refuse_links(number: int, meanwhile: Callable[[], object] = lambda: None) -> Callable[..., Any]:
+    def refuse(*_: object) -> NoReturn:
+        meanwhile()
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.fixture
+def rival(root: Path, tmp_path: Path) -> Callable[[], object]:
+    """Somebody on another host, who sees none of our locks, and creates a record."""
+    with CheckpointStore(tmp_path / "elsewhere") as store:
+        resume(store, "wf", OTHER_INPUTS, on_input_change="raise")
+    return lambda: shutil.copy(tmp_path / "elsewhere" / "wf" / RECORD, root / "wf" / RECORD)
+
+
+def test_a_record_that_somebody_creates_past_the_lock_is_kept(
+    root: Path, store: CheckpointStore, rival: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def late(source: Any, target: Any) -> None:
+        monkeypatch.setattr(os, "link", link)
+        rival()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    with pytest.raises(InputChangedError):
+        resume(store, "wf", INPUTS, on_input_change="raise")
+    assert resume(store, "wf", OTHER_INPUTS, on_input_change="raise").is_current()
+    assert temporaries(root) == []
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_record_is_created_where_there_are_no_hard_links(
+    name: str, root: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refuse_links(getattr(errno, name)))
+    run = resume(store, "wf", INPUTS, on_input_change="raise")
+    run.write("task", b"data")
+    assert resume(store, "wf", INPUTS, on_input_change="raise").read("task") == b"data"
+    with pytest.raises(InputChangedError):
+        resume(store, "wf", OTHER_INPUTS, on_input_change="raise")
+    assert temporaries(root) == []
+
+
+def test_a_record_that_is_why_a_link_fails_is_kept_whatever_the_error(
+    root: Path, store: CheckpointStore, rival: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # sshfs says EPERM of a name that is taken.
+    monkeypatch.setattr(os, "link", refuse_links(errno.EPERM, rival))
+    with pytest.raises(InputChangedError):
+        resume(store, "wf", INPUTS, on_input_change="raise")
+    assert resume(store, "wf", OTHER_INPUTS, on_input_change="raise").is_current()
+    assert temporaries(root) == []
+
+
+@pytest.mark.parametrize("name", ["EEXIST", "EIO"])
+def test_a_link_whose_reply_was_lost_counts(
+    name: str, root: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def lose_reply(source: Any, target: Any) -> None:
+        link(source, target)
+        refuse_links(getattr(errno, name))()
+
+    monkeypatch.setattr(os, "link", lose_reply)
+    assert store._filesystem.swap(f"wf/{RECORD}", None, b"data")
+    assert (root / "wf" / RECORD).read_bytes() == b"data"
+    assert temporaries(root) == []
+
+
 # Locks
 
 
 def test_a_lock_that_is_held_too_long_is_contention(
     root: Path, store: CheckpointStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.1)
     run.write("task", b"data")
     calls: list[Callable[[], object]] = [
         lambda: resume(store, "wf", OTHER_INPUTS, on_input_change="reset"),
         lambda: store.write_fingerprint("wf", "v1"),
         lambda: store.clear("wf"),
     ]
-    with FileLock(root / ".locks" / "wf.lock"):
+    with FileLock(root / ".locks" / lock_name("wf")):
         for call in calls:
-            with pytest.raises(ContentionError, match=r"wf\.lock"):
+            with pytest.raises(ContentionError, match=lock_name("wf")):
                 call()
         # Neither readers nor writers of checkpoints nor other workflows wait for it.
         assert run.read("task") == b"data"
@@ -647,10 +757,11 @@ def _exit_holding(path: str, ready: Any) -> None:
 def test_the_lock_of_a_dead_process_is_free(
     root: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LOCK_TIMEOUT", 10.0)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 10.0)
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    process = context.Process(target=_exit_holding, args=(str(root / ".locks" / "wf.lock"), ready))
+    path = root / ".locks" / lock_name("wf")
+    process = context.Process(target=_exit_holding, args=(str(path), ready))
     process.start()
     process.join(60)
     assert ready.is_set()
@@ -679,7 +790,7 @@ def read_only(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
             refuse()
         return opened(path, flags, *arguments, **options)
 
-    for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "write"):
+    for name in ("mkdir", "rename", "replace", "link", "unlink", "rmdir", "write"):
         monkeypatch.setattr(os, name, refuse)
     monkeypatch.setattr(os, "open", open_to_read)
     return run
@@ -760,7 +871,7 @@ class FoldingOS:
         function = getattr(os, name)
         if name in ("open", "lstat", "mkdir", "unlink", "rmdir", "listdir", "scandir"):
             return lambda path, *rest: function(self.path.folded(path), *rest)
-        if name in ("replace", "rename"):
+        if name in ("replace", "rename", "link"):
             return lambda old, new: function(self.path.folded(old), self.path.folded(new))
         return function
 
@@ -768,7 +879,7 @@ class FoldingOS:
 @pytest.fixture
 def folding(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
     monkeypatch.setattr(local, "os", FoldingOS(root))
-    monkeypatch.setattr(local, "LOCK_TIMEOUT", 5.0)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 5.0)
     with CheckpointStore(root) as store:
         yield store
 
@@ -846,7 +957,17 @@ def test_every_error_of_this_disk_is_ours(
         lambda run: store.clear(run.workflow_id),
     ]
     errors: list[CheckpointStoreError] = []
-    for name in ("open", "lstat", "scandir", "listdir", "unlink", "rename", "replace", "fsync"):
+    for name in (
+        "open",
+        "lstat",
+        "scandir",
+        "listdir",
+        "unlink",
+        "rename",
+        "replace",
+        "link",
+        "fsync",
+    ):
         for number, call in enumerate(calls):
             run = store.run(f"{name}-{number}")
             run.write("task", b"data")

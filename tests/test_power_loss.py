@@ -115,11 +115,12 @@ class Disk:
         elif event.kind in ("unlink", "rmdir"):
             self._set(event.path, None)
         else:
-            assert event.kind == "rename"
+            assert event.kind in ("rename", "link")
             moved = self._node(event.path)
             assert moved is not None
             self._set(event.target, moved)
-            self._set(event.path, None)
+            if event.kind == "rename":
+                self._set(event.path, None)
 
     def now(self) -> Tree:
         """What is there while the power is on."""

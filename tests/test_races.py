@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -42,9 +43,13 @@ def test_processes_that_race_are_told_what_one_after_the_other_would_be(
     assert all(counts[outcome] for outcome in OUTCOMES), counts
 
 
+_T = TypeVar("_T")
+
+
 class _Unlocked(LocalFilesystem):
-    def _lock(self, folder: str) -> AbstractContextManager[None]:  # noqa: ARG002
-        return nullcontext()
+    def _locked(self, folder: str, change: Callable[[], _T]) -> _T:  # noqa: ARG002
+        self._make_folder(".locks")
+        return change()
 
 
 @pytest.mark.slow

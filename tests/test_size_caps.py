@@ -27,6 +27,7 @@ from checkpoint_store import (
     plan,
     resume,
 )
+from checkpoint_store._filesystems.locks import lock_name
 from checkpoint_store._frame import Header, encode_header
 
 from . import backends
@@ -228,7 +229,7 @@ def test_a_stream_without_a_header_is_corrupt(kind: str, request: pytest.Fixture
 def test_locks_and_temporary_files_are_never_read(local: Disk) -> None:
     root = local.folder.parent
     (root / ".tmp").mkdir(exist_ok=True)
-    for path in (root / ".locks" / "wf.lock", root / ".tmp" / f"wf~{'0' * 16}"):
+    for path in (root / ".locks" / lock_name("wf"), root / ".tmp" / f"wf~{'0' * 16}"):
         sparse(path, TIB)
     with reading_at_most(RECORD_CAP):
         resume(local.store, "wf", {"day": 2}, on_input_change="reset")

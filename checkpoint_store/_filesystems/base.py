@@ -120,9 +120,18 @@ class Filesystem(ABC):
     """How many calls at once pay off and are safe."""
 
     warned = False
-    """Whether somebody was told that there are no conditional writes."""
+    """Whether somebody was told that there are no conditional writes, or of the caveat."""
 
     _arguments: tuple[object, ...]
+
+    @property
+    def caveat(self) -> str | None:
+        """What of the promises could not be tried from this machine, in one sentence, or None.
+
+        It is for people to read: nothing is decided by it. The first time it may look at the
+        system, never at the storage.
+        """
+        return None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)

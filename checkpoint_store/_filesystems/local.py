@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import chain, islice
-
-from filelock import FileLock, Timeout
+from typing import TypeVar
 
 from .._frame import Contents, Data, Source
 from .._names import decode_name, is_ours
@@ -29,16 +29,17 @@ from .base import (
     upload_all,
     write_all,
 )
+from .locks import under_lock
+from .mounts import caveat_of
 
 if sys.platform != "win32":
     import fcntl
 
-LOCK_TIMEOUT = 60.0
-"""Seconds. A record is changed within milliseconds, so whoever holds the lock longer is stuck."""
-
 _WHOLE_BYTES = 1024 * 1024  # Cutting the payload out of more would be a copy worth saving.
 _TRIES = 10
 _READ = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+_T = TypeVar("_T")
 
 
 class LocalFilesystem(Filesystem):
@@ -52,6 +53,10 @@ class LocalFilesystem(Filesystem):
         self.root = root
         self.durable = durable
         self._ancestors_synced = False
+
+    @cached_property
+    def caveat(self) -> str | None:
+        return caveat_of(self.root)
 
     def read(self, key: str) -> Contents:
         descriptor, size = self._open(key)
@@ -80,21 +85,27 @@ class LocalFilesystem(Filesystem):
         upload_all(_LocalUpload(self, key), parts)
 
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
-        folder = key.partition("/")[0]
-        with self._lock(folder):
-            try:
-                current: Stored | None = self.read_small(key)
-            except FileNotFoundError:
-                current = None
-            if current != old:
-                return False
-            if old is None:
-                # Whoever made a folder on the way may have died before it synced its entry.
-                self._make_folder(folder)
-                self._sync_folder(self.root)
-                self._sync_ancestors()
+        return self._locked(key.partition("/")[0], lambda: self._swap(key, old, data))
+
+    def _swap(self, key: str, old: Stored | None, data: bytes) -> bool:
+        try:
+            current: Stored | None = self.read_small(key)
+        except FileNotFoundError:
+            current = None
+        if current != old:
+            return False
+        if old is not None:
             upload_all(_LocalUpload(self, key, locked=True), [data])
             return True
+        # Whoever made a folder on the way may have died before it synced its entry.
+        self._make_folder(key.partition("/")[0])
+        self._sync_folder(self.root)
+        self._sync_ancestors()
+        try:
+            upload_all(_LocalUpload(self, key, locked=True, create=True), [data])
+        except FileExistsError:
+            return False  # Made through another mount or by another host, which saw no lock.
+        return True
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
         failures = {}
@@ -147,35 +158,37 @@ class LocalFilesystem(Filesystem):
 
         A folder with files that are not ours keeps them: only the record is removed.
         """
+        self._locked(folder, lambda: self._detach(folder, record))
+
+    def _detach(self, folder: str, record: str) -> None:
         path = os.path.join(self.root, folder)
         _refuse_link(path)
-        with self._lock(folder):
-            try:
-                with os.scandir(path) as entries:
-                    kept = not all(
-                        is_ours(entry.name) and entry.is_file(follow_symlinks=False)
-                        for entry in entries
-                    )
-            except FileNotFoundError:
-                return
-            if not self._spelled(folder):
-                raise InvalidNameError(
-                    f"{decode_name(folder)!r} is another workflow's name but for upper and lower "
-                    "case, which this disk does not tell apart: use its exact name"
+        try:
+            with os.scandir(path) as entries:
+                kept = not all(
+                    is_ours(entry.name) and entry.is_file(follow_symlinks=False)
+                    for entry in entries
                 )
-            if kept:
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(path, record))
-                self._sync_folder(path)
-            else:
-                self._make_folder(".tmp")
-                try:
-                    os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
-                except FileNotFoundError:
-                    # A delete beside this one has removed the folder, because it was empty.
-                    if os.path.lexists(path):
-                        raise
-            self._sync_folder(self.root)
+        except FileNotFoundError:
+            return
+        if not self._spelled(folder):
+            raise InvalidNameError(
+                f"{decode_name(folder)!r} is another workflow's name but for upper and lower "
+                "case, which this disk does not tell apart: use its exact name"
+            )
+        if kept:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(path, record))
+            self._sync_folder(path)
+        else:
+            self._make_folder(".tmp")
+            try:
+                os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
+            except FileNotFoundError:
+                # A delete beside this one has removed the folder, because it was empty.
+                if os.path.lexists(path):
+                    raise
+        self._sync_folder(self.root)
 
     def leftovers(self, folder: str) -> Iterator[list[str]]:
         """Files of folders that were renamed away. Temporary files of dead writers are removed."""
@@ -219,24 +232,9 @@ class LocalFilesystem(Filesystem):
             os.close(descriptor)
             raise
 
-    @contextmanager
-    def _lock(self, folder: str) -> Iterator[None]:
-        # A lock of its own for each operation: a forked child inherits descriptors, not intentions.
+    def _locked(self, folder: str, change: Callable[[], _T]) -> _T:
         self._make_folder(".locks")
-        path = os.path.join(self.root, ".locks", f"{folder}.lock")
-        lock = FileLock(path, timeout=LOCK_TIMEOUT, thread_local=False, is_singleton=False)
-        try:
-            # A record is changed within a few milliseconds; the default waits for fifty.
-            lock.acquire(poll_interval=0.002)
-        except Timeout:
-            raise ContentionError(
-                f"{path} was held by another process for {LOCK_TIMEOUT:.0f} s: find out which one "
-                "hangs, and try again"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        return under_lock(os.path.join(self.root, ".locks"), folder, change)
 
     def _make_folder(self, folder: str) -> None:
         path = os.path.join(self.root, folder)
@@ -269,12 +267,13 @@ class LocalFilesystem(Filesystem):
             finally:
                 os.close(descriptor)
 
-    def publish(self, temporary: str, key: str, *, locked: bool) -> None:
-        """Moves a complete temporary file to its key."""
+    def publish(
+        self, temporary: str, key: str, place: Callable[[str, str], None], *, locked: bool
+    ) -> None:
+        """Has a complete temporary file put in its place: `os.replace`, or `_link`."""
         folder = key.partition("/")[0]
         if self._folds_case and not locked:
-            with self._lock(folder):
-                return self.publish(temporary, key, locked=True)
+            return self._locked(folder, lambda: self.publish(temporary, key, place, locked=True))
         for _ in range(_TRIES):
             path = self._path(key)
             if self._folds_case and os.path.lexists(path) and not self._spelled(key):
@@ -283,7 +282,7 @@ class LocalFilesystem(Filesystem):
                     "lower case, which this disk does not tell apart: choose another name"
                 )
             try:
-                os.replace(temporary, path)
+                place(temporary, path)
                 return self._sync_folder(os.path.dirname(path))
             except FileNotFoundError:
                 # A clear took the folder away, and perhaps will again.
@@ -340,10 +339,13 @@ class _OpenFile:
 class _LocalUpload(Upload):
     """A temporary file on the same disk. Its lock tells `leftovers` that its writer lives."""
 
-    def __init__(self, filesystem: LocalFilesystem, key: str, *, locked: bool = False) -> None:
+    def __init__(
+        self, filesystem: LocalFilesystem, key: str, *, locked: bool = False, create: bool = False
+    ) -> None:
         self._filesystem = filesystem
         self._key = key
         self._locked = locked
+        self._place = _link if create else os.replace
         self._folder = key.partition("/")[0]
         self._descriptor = -1
         # Named before it is made, so that an interrupt cannot come between the file and its name.
@@ -382,7 +384,9 @@ class _LocalUpload(Upload):
             os.fsync(self._descriptor)
         if sys.platform == "win32":
             self._close()
-        self._filesystem.publish(self._path, self._key, locked=self._locked)
+        self._filesystem.publish(self._path, self._key, self._place, locked=self._locked)
+        if self._place is _link:
+            self._discard()
         self._close()
 
     def _discard(self) -> None:
@@ -407,6 +411,22 @@ def _read(descriptor: int, size: int) -> bytes:
 
 def _temporary_name(folder: str) -> str:
     return f"{folder}~{secrets.token_hex(8)}"
+
+
+def _link(temporary: str, path: str) -> None:
+    """Gives a file another name, or raises `FileExistsError`: also of two hosts only one wins."""
+    try:
+        os.link(temporary, path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        # What is there tells more. NFS asks again if a reply was lost and is told of its own work,
+        # sshfs has one error for all, and of no hard links each system says something else.
+        if os.stat(temporary).st_nlink == 2:
+            return
+        if isinstance(error, FileExistsError) or os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+        os.replace(temporary, path)
 
 
 def _refuse_link(path: str) -> None:

@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._frame import Data, Source
+from ..errors import ContentionError
 from .base import Stored, Upload
 from .generic import GenericFilesystem
 
 _lock = threading.RLock()
+_swapping = False
 
 
 def _renew_lock() -> None:
-    global _lock
+    global _lock, _swapping
     _lock = threading.RLock()
+    _swapping = False
 
 
 if hasattr(os, "register_at_fork"):
@@ -61,11 +64,18 @@ class MemoryFilesystem(GenericFilesystem):
             super().write(key, parts)
 
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
+        global _swapping
         with _lock:
-            return super().swap(key, old, data)
+            _refuse_within_swap()
+            try:
+                _swapping = True
+                return super().swap(key, old, data)
+            finally:
+                _swapping = False
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
         with _lock:
+            _refuse_within_swap()
             return super().delete(keys)
 
     def open_read(self, key: str) -> Source:
@@ -78,6 +88,15 @@ class MemoryFilesystem(GenericFilesystem):
     def _list(self, path: str) -> list[dict[str, Any]]:
         with _lock:
             return super()._list(path)
+
+
+def _refuse_within_swap() -> None:
+    # The lock is held, so it is this thread that swaps, and what it compared must stay as it is.
+    if _swapping:
+        raise ContentionError(
+            "a record is being changed by a call of this very thread, which a signal handler or a "
+            "callback interrupts: make this change after that call has returned"
+        )
 
 
 class _MemoryUpload(Upload):
