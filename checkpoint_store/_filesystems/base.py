@@ -84,6 +84,15 @@ class Filesystem(ABC):
 
     _arguments: tuple[object, ...]
 
+    @property
+    def caveat(self) -> str | None:
+        """What of the promises could not be tried from this machine, in one sentence, or None.
+
+        It is for people to read: nothing is decided by it. The first time it may look at the
+        system, never at the storage.
+        """
+        return None
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         self._arguments = (cls, args, kwargs)
