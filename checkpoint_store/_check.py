@@ -313,6 +313,7 @@ class _Checks:
         if self._filesystem.swap("create/one", None, b"second"):
             raise _NotKeptError(f"it was created twice{self._ignored('If-None-Match')}")
         done = 0
+        self._gather()
         for number in self._rounds(RACES):
             self._race_for(f"create/race-{number}", None, number)
             done += 1
@@ -330,6 +331,7 @@ class _Checks:
         if filesystem.swap("swap/missing", stale, b"fourth"):
             raise _NotKeptError(f"a missing file was swapped{self._ignored('If-Match')}")
         present = filesystem.read_small(key)
+        self._gather()
         done = 0
         for number in self._rounds(RACES):
             present = self._race_for(key, present, number)
@@ -340,6 +342,7 @@ class _Checks:
         self._refuse_without_conditions()
         key = "swap/updates"
         self._filesystem.swap(key, None, b"begin ")
+        self._gather()
         results = self._team.update(key, UPDATES, max(0.0, self._end - self._clock()))
         for result in results:
             if isinstance(result, str):
@@ -354,8 +357,12 @@ class _Checks:
             raise _NotKeptError(f"each update was refused for {SECONDS:g} s")
         if lost := sum(update not in found for update in updates):
             raise _NotKeptError(f"{lost} of {len(updates)} were lost")
-        done = _of(len(updates), UPDATES * len(results), "updates of one file")
-        return f"{done} by {self._team}: all are in it{self._note()}"
+        done = _of(len(updates), UPDATES * len(results), "updates")
+        return f"{done} by {self._team}: none was lost{self._note()}"
+
+    def _gather(self) -> None:
+        self._team.gather()
+        self.start()  # To connect them all takes a while, in which there are no rounds.
 
     def _race_for(self, key: str, old: Stored | None, number: int) -> Stored:
         """The version that won, given that it is the only one."""

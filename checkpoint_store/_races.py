@@ -118,6 +118,13 @@ class Team:
         threads = len(self._numbers) + (len(self._second.numbers) if self._second else 0)
         return f"{threads} threads in {'2 processes' if self._second else '1 process'}"
 
+    def gather(self) -> None:
+        """Waits until all are connected, as each race does."""
+        if self._second and (failure := self._second.greet()):
+            self._dismiss(failure)
+        if not self._crew:
+            self._crew = _Crew(self._place, self._options, self._numbers)
+
     def swap(self, key: str, old: Stored | None, number: int) -> list[bool | str | None]:
         """Whether each has replaced the `old` version by its signature for this round."""
         version = old and (old.data.decode("ascii"), old.etag)
@@ -134,10 +141,8 @@ class Team:
         return range(THREADS // 2 if self._second else THREADS)
 
     def _race(self, job: str, **arguments: Any) -> list[Any]:
-        if self._second and (failure := self._second.greet()):
-            self._dismiss(failure)
-        if not self._crew:
-            self._crew = _Crew(self._place, self._options, self._numbers)
+        self.gather()
+        assert self._crew
         start = time.monotonic() + _AHEAD
         if not self._second:
             return self._crew.race(job, start, arguments)
