@@ -253,8 +253,11 @@ class _Second:
     def _listen(self) -> None:
         assert self._process.stdout
         with self._process.stdout as replies:
-            for line in replies:
-                self._replies.put(json.loads(line))
+            try:
+                for line in replies:
+                    self._replies.put(json.loads(line))
+            except ValueError:  # It is not what it should be.
+                self._process.kill()
         self._replies.put(f"it ended with status {self._process.wait()}")
 
 

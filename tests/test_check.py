@@ -269,6 +269,16 @@ def test_a_second_process_that_ends_in_a_race_is_done_without(tmp_path: Path) ->
         assert team.update("create/two", 1, 5.0) == [1] * 4
 
 
+def test_a_second_process_that_is_something_else_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_races, "_START", "import time; print('hi', flush=True); time.sleep(600)")
+
+    with Team(str(tmp_path), {}, second=True) as team:
+        assert team.swap("create/one", None, 0).count(True) == 1
+        assert team.note.startswith("the second process failed: it ended with status ")
+
+
 def test_a_second_process_that_never_answers_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +395,7 @@ def test_a_row_that_is_late_has_made_one_round(monkeypatch: pytest.MonkeyPatch) 
 def test_neither_readers_nor_writers_run_away_from_the_others(
     slow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_check, "AHEAD", 2)
     calls = {"read": 0, "write": 0}
 
     def counting(name):
@@ -393,7 +404,7 @@ def test_neither_readers_nor_writers_run_away_from_the_others(
         def call(self, key, *arguments):
             if key.startswith("whole/task@"):
                 calls[name] += 1
-                time.sleep(0.02 if name == slow else 0)
+                time.sleep(0.05 if name == slow else 0)
             return primitive(self, key, *arguments)
 
         return call
