@@ -11,11 +11,9 @@ import shutil
 import signal
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NoReturn, TextIO
+from contextlib import closing, contextmanager, suppress
+from typing import Any, NoReturn
 
 from ._check import check
 from ._demo import demonstrate
@@ -23,6 +21,7 @@ from ._filesystems import Filesystem, connect
 from ._filesystems.base import PAGE
 from ._filesystems.generic import GenericFilesystem
 from ._filesystems.local import LocalFilesystem
+from ._report import Report, version
 from ._store import CheckpointStore
 from .errors import CheckpointStoreError, storage_errors
 
@@ -45,45 +44,69 @@ examples:
 
 Credentials come from where they always do (AWS_ACCESS_KEY_ID, AWS_PROFILE,
 FSSPEC_..., ~/.aws); what is on the command line other users may see.
-Races are run from threads of this machine: on a network file system, whether locks
-hold between machines remains to be tried.
+Races are run by 8 threads of 2 processes on this machine, each with a connection of
+its own. What remains to be tried elsewhere has a line that begins with --. No line
+takes much longer than 5 seconds, unless a single step of it does: on slow storage
+fewer rounds are made, and the line says how many.
+
+With --json the output is one JSON object and nothing else:
+  version, place         of this library; the folder that was used, or null
+  demonstration          its lines
+  demonstration_failure  what ended it too early, or null
+  findings               one object for each line of the check: promise; kept, which
+                         is true, false or null (not tried); detail; seconds; and
+                         meaning, which is null unless the promise is broken
+  warnings               what the library logged meanwhile
+  left_behind            why the folder could not be removed, or null
+  error                  why there is no more to tell, or null
+  exit_status            as below
 
 exit status:
-  0    every promise that can be tried is kept there
-  1    one is not, or something was left behind; the output says what that means
+  0    every promise that can be tried there is kept
+  1    one is not, the demonstration failed, or something was left behind; the output
+       says what that means
   2    the command is wrong, or the storage cannot be reached or written to
   130  interrupted"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status, or raises `SystemExit` as argparse does."""
-    parsed = _parse(arguments)
+    parsed = _parse(sys.argv[1:] if arguments is None else arguments)
     options = dict(parsed.storage_option)
+    report = Report(options, as_json=parsed.json)
     try:
-        return _examine(parsed.url, options)
-    except KeyboardInterrupt:
-        _say("checkpoint_store: interrupted", sys.stderr)
-        return 130
+        return report.finish(_status(parsed.url, options, report))
     except BrokenPipeError:
         # Nobody reads on, and the interpreter would complain when it flushes the output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _status(url: str | None, options: dict[str, Any], report: Report) -> int:
+    try:
+        return _examine(url, options, report)
+    except KeyboardInterrupt:
+        report.fail("interrupted")
+        return 130
+    except BrokenPipeError:
+        raise
     except (CheckpointStoreError, ImportError, OSError) as error:
         message = str(error)
         if options and isinstance(error.__cause__, TypeError):
             message = f"{message}: check the names of the storage options"
-        _say(f"checkpoint_store: {_without_values(message, options)}", sys.stderr)
+        report.fail(message)
         return 2
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
         "python -m checkpoint_store",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.as_json = "--json" in arguments
     parser.add_argument(
         "url",
         nargs="?",
@@ -101,13 +124,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "a VALUE that is JSON counts as such, any other as a string, as do key, secret and token; "
         "may be repeated",
     )
-    parser.add_argument("--version", action="version", version=f"checkpoint_store {_version()}")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, for machines (see below)"
+    )
+    parser.add_argument("--version", action="version", version=f"checkpoint_store {version()}")
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         # Not repeated in full: it might be a credential that slipped out of its option.
         names = ", ".join(word.partition("=")[0] for word in unknown if word.startswith("--"))
         parser.error(f"there are arguments too many, or unknown ones: {names or 'name one URL'}")
     return parsed
+
+
+class _Parser(argparse.ArgumentParser):
+    as_json = False
+
+    def error(self, message: str) -> NoReturn:
+        if self.as_json:
+            report = Report({}, as_json=True)
+            report.fail(message)
+            self.exit(report.finish(2))
+        super().error(message)
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -122,14 +159,7 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _version() -> str:
-    try:
-        return version("checkpoint-store")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def _examine(url: str | None, options: dict[str, Any]) -> int:
+def _examine(url: str | None, options: dict[str, Any], report: Report) -> int:
     base = tempfile.gettempdir() if url is None else url
     connect(base, options)  # What is wrong with the URL is said of the URL as it was given.
     place = f"{base.removesuffix('/')}/checkpoint-store-check-{secrets.token_hex(8)}"
@@ -139,46 +169,62 @@ def _examine(url: str | None, options: dict[str, Any]) -> int:
     with suppress(FileNotFoundError), storage_errors(base, missing_passes=True):
         filesystem.read_small("missing/missing")
 
-    _say(f"checkpoint_store {_version()} at {place}")
-    if url is None:
-        _say("(No URL was given, so this is a temporary local folder.)")
-    _say()
     missing = _missing_folders(filesystem)
     try:
-        with _telling_warnings(options):
-            kept = _try(place, options)
+        _write(filesystem, base)
+        report.begin(place)
+        if url is None:
+            report.say("(No URL was given, so this is a temporary local folder.)")
+        report.say()
+        with _telling_warnings(report):
+            _try(place, options, report)
     finally:
-        removed = _remove(filesystem, place, missing, options)
+        removed = _remove(filesystem, place, missing, report)
     if removed:
-        _say(f"\n{place} was removed.")
+        report.tell_removal()
     if url is None:
-        _say("Next, name your own place: python -m checkpoint_store s3://bucket/prefix")
-    return 0 if kept and removed else 1
+        report.say("Next, name your own place: python -m checkpoint_store s3://bucket/prefix")
+    return 0 if report.all_kept and removed else 1
 
 
-def _try(place: str, options: dict[str, Any]) -> bool:
-    """Whether every promise is kept at this place."""
+def _write(filesystem: Filesystem, base: str) -> None:
+    """Fails where nothing can be written in either way, so that there is nothing to try."""
+    try:
+        with storage_errors(base):
+            filesystem.write("written/plainly", [b"data"])
+    except CheckpointStoreError as error:
+        # A bucket may allow nothing but conditional writes.
+        try:
+            filesystem.swap("written/conditionally", None, b"data")
+        except Exception:  # noqa: BLE001
+            raise error from error.__cause__
+
+
+def _try(place: str, options: dict[str, Any], report: Report) -> None:
+    """Tells what the demonstration does at this place, and which promises are kept there."""
     with (
         CheckpointStore(place, storage_options=options) as store,
         CheckpointStore(place, storage_options=options) as other,
     ):
-        for line in demonstrate(store):
-            _say(line)
-        _say("\nWhat this storage guarantees, tried here and now (-- cannot be tried):\n")
-        marks = {True: "ok", False: "FAIL", None: "--"}
-        broken: dict[str, list[str]] = {}
-        for finding in check(store, other):
-            _say(
-                f"  {marks[finding.kept]:4} {1000 * finding.seconds:8,.0f} ms  "
-                f"{finding.promise:19} {_without_values(finding.detail, options)}"
-            )
-            if finding.kept is False:
-                broken.setdefault(finding.meaning, []).append(finding.promise)
-    if not broken:
-        _say("\nEvery promise that can be tried is kept here.")
-    for meaning, promises in broken.items():
-        _say(f"\nNot kept here: {', '.join(promises)}.\n{textwrap.fill(meaning, 96)}")
-    return not broken
+        _demonstrate(store, report)
+        report.say("\nWhat this storage guarantees, tried here and now (-- was not tried):\n")
+        with closing(check(store, other, options)) as findings:
+            for finding in findings:
+                report.find(finding)
+    report.conclude()
+
+
+def _demonstrate(store: CheckpointStore, report: Report) -> None:
+    lines = demonstrate(store)
+    while True:
+        try:
+            with storage_errors("the demonstration"):
+                line = next(lines, None)
+        except CheckpointStoreError as error:
+            return report.fail_demonstration(error)
+        if line is None:
+            return None
+        report.demonstrate(line)
 
 
 def _missing_folders(filesystem: Filesystem) -> list[str]:
@@ -192,9 +238,7 @@ def _missing_folders(filesystem: Filesystem) -> list[str]:
     return missing
 
 
-def _remove(
-    filesystem: Filesystem, place: str, missing: list[str], options: dict[str, Any]
-) -> bool:
+def _remove(filesystem: Filesystem, place: str, missing: list[str], report: Report) -> bool:
     """Removes everything at `place`, and what was missing above it; False if something is left."""
     try:
         with storage_errors(place):
@@ -203,11 +247,10 @@ def _remove(
             else:
                 _remove_keys(filesystem)
     except CheckpointStoreError as error:
-        reason = _without_values(str(error), options)
-        _say(f"checkpoint_store: remove {place} yourself, it was left behind: {reason}", sys.stderr)
+        report.leave_behind(place, str(error))
         return False
     except (KeyboardInterrupt, SystemExit):
-        _say(f"checkpoint_store: remove {place} yourself, it was left behind", sys.stderr)
+        report.leave_behind(place, "its removal was interrupted")
         raise
     finally:
         filesystem.close()
@@ -238,20 +281,12 @@ def _remove_keys(filesystem: Filesystem) -> None:
 
 
 @contextmanager
-def _telling_warnings(options: dict[str, Any]) -> Iterator[None]:
-    """Makes the library's warnings a part of the output, each of them once."""
-    told = set()
+def _telling_warnings(report: Report) -> Iterator[None]:
+    """Makes the library's warnings a part of the output."""
 
     class Teller(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            message = _without_values(record.getMessage(), options)
-            if message not in told:
-                told.add(message)
-                _say(
-                    textwrap.fill(
-                        f"warning: {message}", 96, initial_indent="  ", subsequent_indent="  "
-                    )
-                )
+            report.warn(record.getMessage())
 
     logger = logging.getLogger("checkpoint_store")
     teller = Teller(logging.WARNING)
@@ -260,31 +295,6 @@ def _telling_warnings(options: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(teller)
-
-
-def _without_values(text: str, options: dict[str, Any]) -> str:
-    """A message without the values of storage options, which may be credentials."""
-    for value in sorted(_leaves(options), key=len, reverse=True):
-        text = text.replace(value, "***")
-    return text
-
-
-def _leaves(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        # An endpoint is refused if it has credentials in it, and tells what to check.
-        value = [item for name, item in value.items() if name != "endpoint_url"]
-    if isinstance(value, list):
-        return [leaf for item in value for leaf in _leaves(item)]
-    text = str(value)
-    # Anything shorter would cross out parts of ordinary words.
-    return [text] if len(text) >= 4 and not isinstance(value, bool | None) else []
-
-
-def _say(text: str = "", stream: TextIO | None = None) -> None:
-    stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    stream.flush()
 
 
 def _terminate(*_: object) -> NoReturn:

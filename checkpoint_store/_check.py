@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from ._filesystems.base import Stored
 from ._filesystems.generic import GenericFilesystem
 from ._filesystems.local import LocalFilesystem
 from ._filesystems.memory import MemoryFilesystem
 from ._names import encode_name
+from ._races import Team, mark, signature
+from ._run import Run
 from ._store import CheckpointStore
 from .errors import (
     CheckpointNotFoundError,
@@ -22,15 +25,17 @@ from .errors import (
     storage_errors,
 )
 
-T = TypeVar("T")
+SECONDS = 5.0
+"""After which no row begins another round. It has always made one."""
+ROUNDS = 10
+RACES = 100
+UPDATES = 12
+"""By each contestant, where none may be lost."""
 
-THREADS = 8
-ROUNDS = 5
-UPDATES = 4
-"""By each thread, where none may be lost."""
-
-TRIES = 500
-"""Of one update. Each that is refused means that another thread's was not."""
+READS = 20
+"""Of a file that is being replaced, beside as many writes at least."""
+AHEAD = 10
+"""Writes for a read at most, and reads for a write, so that a slow one is not swamped."""
 
 SIBLINGS = ("w", "wf1", "wf-1", "wf.", "WF", "wf/t", "wf%2Ft", "wf*", "wf@x")
 STREAM_BYTES = 9 * 1024**2
@@ -39,56 +44,85 @@ STREAM_BYTES = 9 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`kept` is None for what cannot be tried."""
+    """`kept` is None for what was not tried, and `meaning` unless the promise is broken."""
 
     promise: str
     kept: bool | None
     detail: str
     seconds: float
-    meaning: str
+    meaning: str | None
 
 
 class _NotKeptError(Exception):
-    pass
+    """`meaning` is given where it is another than that of the row."""
+
+    def __init__(self, detail: str, meaning: str | None = None) -> None:
+        super().__init__(detail)
+        self.meaning = meaning
 
 
 class _NotTriedError(Exception):
     pass
 
 
-def check(store: CheckpointStore, other: CheckpointStore) -> Iterator[Finding]:
-    """Tries every promise, `other` being a connection of its own to the same place."""
-    checks = _Checks(store, other)
-    for promise, attempt, meaning in (
-        ("missing is missing", checks.missing, _MISSING),
-        ("read after write", checks.read_after_write, _OLD_DATA),
-        ("list after write", checks.list_after_write, _OLD_LISTS),
-        ("list after delete", checks.list_after_delete, _NOT_DELETED),
-        ("whole reads", checks.whole_reads, _TORN),
-        ("large streams", checks.large_streams, _STREAMS),
-        ("sibling-safe clear", checks.sibling_safe_clear, _SIBLINGS),
-        ("durable publish", checks.durable_publish, ""),
-        ("exclusive create", checks.exclusive_create, _NO_CONDITIONS),
-        ("create race", checks.create_race, _NO_CONDITIONS),
-        ("compare-and-swap", checks.compare_and_swap, _NO_CONDITIONS),
-        ("swap race", checks.swap_race, _NO_CONDITIONS),
-        ("no lost update", checks.no_update_lost, _NO_CONDITIONS),
-    ):
-        kept: bool | None = True
-        start = time.perf_counter()
-        try:
-            with storage_errors(promise):
-                try:
-                    detail = attempt()
-                except _NotKeptError as broken:
-                    kept, detail = False, str(broken)
-                except _NotTriedError as unknown:
-                    kept, detail = None, str(unknown)
-        except CheckpointStoreError as error:
-            kept, detail = False, str(error)
-        yield Finding(promise, kept, detail, time.perf_counter() - start, meaning)
+def check(
+    store: CheckpointStore,
+    other: CheckpointStore,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[Finding, None, None]:
+    """Tries every promise, each by itself; `other` is a connection of its own to the same place.
+
+    Races are run over more connections, which are made with the same `storage_options`. Close the
+    generator before the place is removed: a second process may be at work there.
+    """
+    filesystem = other._filesystem
+    has_second = filesystem.conditional_writes is not False and not isinstance(
+        filesystem, MemoryFilesystem
+    )
+    with Team(store.url, storage_options or {}, second=has_second) as team:
+        checks = _Checks(store, other, team, clock)
+        for promise, attempt, meaning in (
+            ("missing is missing", checks.missing, _MISSING),
+            ("read after write", checks.read_after_write, _OLD_DATA),
+            ("list after write", checks.list_after_write, _OLD_LISTS),
+            ("list after delete", checks.list_after_delete, _NOT_DELETED),
+            ("whole reads", checks.whole_reads, _TORN),
+            ("large streams", checks.large_streams, _STREAMS),
+            ("sibling-safe clear", checks.sibling_safe_clear, _SIBLINGS),
+            ("durable publish", checks.durable_publish, ""),
+            ("exclusive create", checks.exclusive_create, _NO_CONDITIONS),
+            ("compare-and-swap", checks.compare_and_swap, _NO_CONDITIONS),
+            ("no lost update", checks.no_update_lost, _NO_CONDITIONS),
+        ):
+            yield _find(checks, promise, attempt, meaning)
+    if filesystem.caveat is not None:
+        yield Finding("other mounts, hosts", None, filesystem.caveat, 0.0, None)
 
 
+def _find(checks: _Checks, promise: str, attempt: Callable[[], str], meaning: str) -> Finding:
+    kept: bool | None = True
+    start = time.perf_counter()
+    checks.start()
+    try:
+        with storage_errors(promise):
+            try:
+                detail = attempt()
+            except _NotKeptError as broken:
+                kept, detail, meaning = False, str(broken), broken.meaning or meaning
+            except _NotTriedError as unknown:
+                kept, detail = None, str(unknown)
+    except CheckpointStoreError as error:
+        kept, detail = False, str(error)
+    seconds = time.perf_counter() - start
+    return Finding(promise, kept, detail, seconds, meaning if kept is False else None)
+
+
+_NO_RECORDS = (
+    "No workflow can begin here, because its record can be neither found nor created, and so the "
+    "rest of these promises could not be tried. Correct what the lines above say."
+)
 _MISSING = (
     "Tasks that were never computed cannot be told from those that fail to be read, so no workflow "
     "can start here. Correct what the line above says."
@@ -127,14 +161,27 @@ _NO_CONDITIONS = (
 
 
 class _Checks:
-    def __init__(self, store: CheckpointStore, other: CheckpointStore) -> None:
+    def __init__(
+        self,
+        store: CheckpointStore,
+        other: CheckpointStore,
+        team: Team,
+        clock: Callable[[], float],
+    ) -> None:
         self._store = store
         self._other = other
+        self._team = team
+        self._clock = clock
+        self._end = 0.0
         self._filesystem = other._filesystem
         self._is_s3 = not isinstance(self._filesystem, LocalFilesystem | GenericFilesystem)
 
+    def start(self) -> None:
+        """Begins the time of a row."""
+        self._end = self._clock() + SECONDS
+
     def missing(self) -> str:
-        run = self._store.run("missing")
+        run, _ = self._runs("missing")
         try:
             run.read("task")
         except CheckpointNotFoundError:
@@ -142,38 +189,43 @@ class _Checks:
         raise _NotKeptError("a checkpoint was found that nobody wrote")
 
     def read_after_write(self) -> str:
-        writer, reader = self._store.run("reads"), self._other.run("reads")
-        for number in range(2 * ROUNDS):
+        writer, reader = self._runs("reads")
+        done = 0
+        for number in self._rounds(ROUNDS):
             data = b"%d" % number
             writer.write("task", data)
             if reader.read("task") != data:
                 raise _NotKeptError(f"another connection read older data (round {number + 1})")
-        return f"another connection read each of {2 * ROUNDS} versions at once"
+            done += 1
+        return f"{_of(done, ROUNDS, 'versions')}: another connection read each at once"
 
     def list_after_write(self) -> str:
-        writer, reader = self._store.run("lists"), self._other.run("lists")
+        writer, reader = self._runs("lists")
         written = set()
-        for number in range(2 * ROUNDS):
+        for number in self._rounds(ROUNDS):
             writer.write(f"task {number}", b"")
             written.add(f"task {number}")
             if missing := written - reader.tasks():
                 raise _NotKeptError(f"{len(missing)} of {len(written)} new files were not listed")
         if "lists" not in set(self._other.workflows()):
             raise _NotKeptError("a new workflow was not listed")
-        return f"another connection listed each of {len(written)} new files at once"
+        return f"{_of(len(written), ROUNDS, 'new files')}: another connection listed each at once"
 
     def list_after_delete(self) -> str:
-        writer, reader = self._store.run("lists"), self._other.run("lists")
-        tasks = writer.tasks()
-        for task in tasks:
+        writer, reader = self._runs("deletes")
+        done = 0
+        for number in self._rounds(ROUNDS):
+            task = f"task {number}"
+            writer.write(task, b"")
             writer.delete(task)
             if task in reader.tasks() or task in reader:
                 raise _NotKeptError("a deleted file was still there")
-        return f"another connection missed each of {len(tasks)} deleted files at once"
+            done += 1
+        return f"{_of(done, ROUNDS, 'deleted files')}: another connection missed each at once"
 
     def whole_reads(self) -> str:
-        writer, reader = self._store.run("whole"), self._other.run("whole")
-        size, wanted = 64 * 1024, 20
+        writer, reader = self._runs("whole")
+        size = 64 * 1024
         errors, reads, versions = [], 0, 1
         writer.write("task", bytes(size))
         done = threading.Event()
@@ -181,15 +233,22 @@ class _Checks:
         def overwrite() -> None:
             nonlocal versions
             while not done.is_set():
-                writer.write("task", bytes([versions % 256]) * size)
-                versions += 1
+                if versions < AHEAD * (reads + 1):
+                    writer.write("task", bytes([versions % 256]) * size)
+                    versions += 1
+                else:
+                    done.wait(0.0005)
 
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(overwrite)
             try:
-                while min(reads, versions) < wanted and not writing.done():
-                    reads += 1
+                while min(reads, versions) < READS and not writing.done():
+                    if self._is_late() and reads and versions > 1:
+                        break
                     time.sleep(0.0005)  # A reader that never waits starves the writer.
+                    if reads >= AHEAD * versions:
+                        continue
+                    reads += 1
                     try:
                         data = reader.read("task")
                     except CheckpointStoreError as error:
@@ -202,10 +261,11 @@ class _Checks:
             writing.result()
         if errors:
             raise _NotKeptError(f"{len(errors)} of {reads} reads failed, such as: {errors[0]}")
-        return f"each of {reads} reads was whole while {versions} versions were written"
+        late = "" if min(reads, versions) >= READS else f" within {SECONDS:g} s"
+        return f"{reads} reads beside {versions} writes{late}: each was whole"
 
     def large_streams(self) -> str:
-        writer, reader = self._store.run("streams"), self._other.run("streams")
+        writer, reader = self._runs("streams")
         piece = bytes(range(256)) * (STREAM_BYTES // 9 // 256)
         with writer.open("task", "wb") as stream:
             for _ in range(9):
@@ -217,22 +277,23 @@ class _Checks:
         return f"{STREAM_BYTES // 1024**2} MiB were written and read back"
 
     def sibling_safe_clear(self) -> str:
-        siblings = {}
-        for name in ("wf", *SIBLINGS):
-            try:
-                self._store.run(name).write("task", name.encode())
-            except InvalidNameError:
+        names = ("wf", *SIBLINGS)
+        before = {}
+        for index, files in self._filesystem.each(self._written, names):
+            if isinstance(files, InvalidNameError):
                 continue  # This disk folds case.
-            if name != "wf":
-                siblings[name] = self._files(name)
-        if not self._files("wf"):
+            if isinstance(files, Exception):
+                raise files
+            before[names[index]] = files
+        if not before.pop("wf"):
             raise _NotKeptError("what was written is not there")
         self._store.clear("wf")
         if self._files("wf"):
             raise _NotKeptError("files of the cleared workflow are still there")
-        for name, files in siblings.items():
-            if self._files(name) != files:
-                raise _NotKeptError(f"clearing 'wf' changed {name!r}")
+        siblings = list(before)
+        for index, files in self._filesystem.each(self._files, siblings):
+            if files != before[siblings[index]]:
+                raise _NotKeptError(f"clearing 'wf' changed {siblings[index]!r}")
         return f"{len(siblings)} workflows with names like it kept every byte"
 
     def durable_publish(self) -> str:
@@ -251,7 +312,12 @@ class _Checks:
             raise _NotKeptError("a new file was refused")
         if self._filesystem.swap("create/one", None, b"second"):
             raise _NotKeptError(f"it was created twice{self._ignored('If-None-Match')}")
-        return "a second create is refused" + (" (If-None-Match)" if self._is_s3 else "")
+        done = 0
+        self._gather()
+        for number in self._rounds(RACES):
+            self._race_for(f"create/race-{number}", None, number)
+            done += 1
+        return self._won(done, "If-None-Match")
 
     def compare_and_swap(self) -> str:
         self._refuse_without_conditions()
@@ -264,60 +330,73 @@ class _Checks:
             raise _NotKeptError(f"an old version was swapped{self._ignored('If-Match')}")
         if filesystem.swap("swap/missing", stale, b"fourth"):
             raise _NotKeptError(f"a missing file was swapped{self._ignored('If-Match')}")
-        return "swapping an old version or a missing file is refused" + (
-            " (If-Match)" if self._is_s3 else ""
-        )
-
-    def create_race(self) -> str:
-        self._refuse_without_conditions()
-        for number in range(ROUNDS):
-            self._race_for(f"create/race-{number}", None, number)
-        return f"{THREADS} threads in each of {ROUNDS} rounds: always one winner"
-
-    def swap_race(self) -> str:
-        self._refuse_without_conditions()
-        key = "swap/race"
-        self._filesystem.swap(key, None, b"")
-        for number in range(ROUNDS):
-            self._race_for(key, self._filesystem.read_small(key), number)
-        return f"{THREADS} threads in each of {ROUNDS} rounds: always one winner"
+        present = filesystem.read_small(key)
+        self._gather()
+        done = 0
+        for number in self._rounds(RACES):
+            present = self._race_for(key, present, number)
+            done += 1
+        return self._won(done, "If-Match")
 
     def no_update_lost(self) -> str:
         self._refuse_without_conditions()
         key = "swap/updates"
         self._filesystem.swap(key, None, b"begin ")
+        self._gather()
+        results = self._team.update(key, UPDATES, max(0.0, self._end - self._clock()))
+        for result in results:
+            if isinstance(result, str):
+                raise _NotKeptError(f"an update failed: {result}")
+        found = self._filesystem.read_small(key).data
+        updates = [
+            mark(contestant, number)
+            for contestant, made in enumerate(results)
+            for number in range(int(made or 0))
+        ]
+        if not updates:
+            raise _NotKeptError(f"each update was refused for {SECONDS:g} s")
+        if lost := sum(update not in found for update in updates):
+            raise _NotKeptError(f"{lost} of {len(updates)} were lost")
+        done = _of(len(updates), UPDATES * len(results), "updates")
+        return f"{done} by {self._team}: none was lost{self._note()}"
 
-        def update(thread: int) -> None:
-            for number in range(UPDATES):
-                self._append(key, b"%d-%d " % (thread, number))
+    def _gather(self) -> None:
+        self._team.gather()
+        self.start()  # To connect them all takes a while, in which there are no rounds.
 
-        _race(update)
-        count = len(set(self._filesystem.read_small(key).data.split())) - 1
-        if count != THREADS * UPDATES:
-            raise _NotKeptError(f"{THREADS * UPDATES - count} of {THREADS * UPDATES} were lost")
-        return f"all {count} updates of one file by {THREADS} threads are in it"
-
-    def _race_for(self, key: str, old: Stored | None, number: int) -> None:
-        won = _race(lambda thread: self._swap(key, old, b"%d by %d" % (number, thread)))
-        winners = [b"%d by %d" % (number, thread) for thread, result in enumerate(won) if result]
-        stored = self._filesystem.read_small(key).data
-        # Where a reply was lost, the winner itself may not know.
-        if stored.startswith(b"%d by" % number) and winners in ([], [stored]):
-            return
-        raise _NotKeptError(f"{len(winners)} of {THREADS} won in round {number + 1}")
-
-    def _append(self, key: str, mark: bytes) -> None:
-        for _ in range(TRIES):
+    def _race_for(self, key: str, old: Stored | None, number: int) -> Stored:
+        """The version that won, given that it is the only one."""
+        results = self._team.swap(key, old, number)
+        winners = [
+            signature(number, contestant)
+            for contestant, result in enumerate(results)
+            if result is True
+        ]
+        stored = Stored(b"")
+        with suppress(FileNotFoundError):
             stored = self._filesystem.read_small(key)
-            if mark in stored.data or self._swap(key, stored, stored.data + mark):
-                return
-        raise _NotKeptError(f"an update was refused {TRIES} times")
+        # Where a reply was lost, the winner itself may not know.
+        if stored.data.startswith(signature(number, 0)[:-1]) and winners in ([], [stored.data]):
+            return stored
+        error = next((f": {result}" for result in results if isinstance(result, str)), "")
+        raise _NotKeptError(f"{len(winners)} of {len(results)} won in round {number + 1}{error}")
 
-    def _swap(self, key: str, old: Stored | None, data: bytes) -> bool:
-        try:
-            return self._filesystem.swap(key, old, data)
-        except Exception:  # noqa: BLE001 - it leaves open whether it took effect, as in `swap`
-            return False
+    def _won(self, done: int, header: str) -> str:
+        condition = f" ({header})" if self._is_s3 else ""
+        rounds = _of(done, RACES, "rounds")
+        return f"{rounds} of {self._team}: always one winner{condition}{self._note()}"
+
+    def _note(self) -> str:
+        return f"; {self._team.note}" if self._team.note else ""
+
+    def _runs(self, workflow_id: str) -> tuple[Run, Run]:
+        """The same workflow on both connections."""
+        return _begin(self._store, workflow_id), _begin(self._other, workflow_id)
+
+    def _written(self, workflow_id: str) -> dict[str, bytes]:
+        """The files of a new workflow."""
+        _begin(self._store, workflow_id).write("task", workflow_id.encode())
+        return self._files(workflow_id)
 
     def _refuse_without_conditions(self) -> None:
         if not self._is_s3 and self._filesystem.conditional_writes is False:
@@ -331,18 +410,27 @@ class _Checks:
         keys = [f"{folder}/{name}" for page in self._filesystem.pages(folder) for name in page]
         return {key: self._filesystem.read(key)[:] for key in keys}
 
+    def _rounds(self, wanted: int) -> Iterator[int]:
+        for number in range(wanted):
+            if number and self._is_late():
+                return
+            yield number
 
-def _race(work: Callable[[int], T]) -> list[T]:
-    """What the threads return, which all begin at once."""
-    begin = threading.Event()
+    def _is_late(self) -> bool:
+        return self._clock() >= self._end
 
-    def begin_together(thread: int) -> T:
-        begin.wait()
-        return work(thread)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            futures = [pool.submit(begin_together, thread) for thread in range(THREADS)]
-        finally:
-            begin.set()
-        return [future.result() for future in futures]
+def _begin(store: CheckpointStore, workflow_id: str) -> Run:
+    try:
+        return store.run(workflow_id)
+    except InvalidNameError:
+        raise
+    except CheckpointStoreError as error:
+        reason = str(error).removeprefix(f"the record of workflow {workflow_id!r}: ")
+        raise _NotKeptError(f"no workflow can begin: {reason}", _NO_RECORDS) from error
+
+
+def _of(done: int, wanted: int, what: str) -> str:
+    return (
+        f"{wanted} {what}" if done == wanted else f"{done} of {wanted} {what} within {SECONDS:g} s"
+    )

@@ -54,8 +54,10 @@ ALLOWED: dict[str, set[str]] = {
     "_resume": PURE | {"_protocol", "_run", "_store"},
     # What people run.
     "_demo": {"errors", "_policy", "_resume", "_store"},
-    "_check": {"errors", "_names", "_store"} | FILESYSTEMS,
-    "__main__": {"errors", "_check", "_demo", "_resume", "_store", "_policy"} | FILESYSTEMS,
+    "_races": {"_filesystems", "_filesystems.base"},
+    "_check": {"errors", "_names", "_races", "_run", "_store"} | FILESYSTEMS,
+    "_report": {"_check"},
+    "__main__": {"errors", "_check", "_demo", "_report", "_store"} | FILESYSTEMS,
     "__init__": {
         "errors",
         "_description",
