@@ -35,7 +35,11 @@ class CheckpointStore:
         fsspec knows, also as a `UPath`. Anything doubtful is `InvalidURLError`.
     serializer
         Anything with `dumps` and `loads`. The default is `json`, because loading a `pickle` runs
-        whatever code it contains: choose that only where you trust all who may write there.
+        whatever code it contains: choose that only where you trust all who may write there. Its
+        name goes into each file, and only a serializer of that name loads it: the `__name__` of a
+        module, a class or an object, or else the class of the object, if that defines `dumps` and
+        `loads`. An object of which they are attributes, as of a `SimpleNamespace`, must be given a
+        `__name__`, and so should be those of one class that do not understand each other.
     durable
         Whether a write to a local disk returns only once it would survive a power failure.
     max_concurrency
