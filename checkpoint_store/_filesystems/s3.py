@@ -92,6 +92,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class S3Filesystem(Filesystem):
+    # Lists of S3 Express directory buckets, and of some servers, are in no order.
+    in_pieces = True
+
     def __init__(
         self, bucket: str, prefix: str, options: Mapping[str, Any], *, max_concurrency: int
     ) -> None:
