@@ -33,7 +33,9 @@ class CheckpointStore:
 
     url
         A folder (`str` or path), or a URL: `file://`, `memory://`, `s3://` or any other that
-        fsspec knows, also as a `UPath`. Anything doubtful is `InvalidURLError`.
+        fsspec knows, also as a `UPath`. Anything doubtful is `InvalidURLError`. The ARN of an S3
+        access point takes the place of the bucket; through one of several regions, which are copied
+        to each other later, conditional writes hold only among writers that reach the same region.
     serializer
         Anything with `dumps` and `loads`. The default is `json`, because loading a `pickle` runs
         whatever code it contains: choose that only where you trust all who may write there. Its

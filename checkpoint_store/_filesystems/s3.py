@@ -53,6 +53,9 @@ _CONFIG = {
 
 _REMEDIES = {
     "NoSuchBucket": "create the bucket, or correct the URL or endpoint_url",
+    "NoSuchAccessPoint": "create the access point, or correct the URL",
+    "UnsupportedS3AccesspointConfigurationError": "give the access point's region (AWS_REGION, or "
+    "region_name in client_kwargs)",
     "AccessDenied": "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket (without "
     "the last one S3 also says this of a key that does not exist)",
     "InvalidAccessKeyId": "check the credentials",
