@@ -40,6 +40,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from . import _fingerprint_tables as tables
+from ._modules import importable_name
 from ._refusal import RefusedError, step_of
 from .errors import FingerprintError
 
@@ -138,7 +139,7 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
         )
     if cls in _STANDARD or _library_rule(cls):
         raise FingerprintError(f"{what}: it has a rule already; register a subclass of it")
-    name = f"{_module(cls)}:{cls.__qualname__}"
+    name = f"{importable_name(cls.__module__)}:{cls.__qualname__}"
     if tag is None and "<locals>" in name:
         raise FingerprintError(f"{what}: it is local to a function; give it a tag")
     # By name, because a module that is imported again makes its classes anew.
@@ -313,16 +314,8 @@ def _escape(key: str) -> str:
     return "!" + key if key.startswith("!") else key
 
 
-def _module(kind: type) -> str:
-    """The module of a class, by the name under which another process can import it."""
-    if kind.__module__ not in ("__main__", "__mp_main__"):
-        return kind.__module__
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return "__main__" if spec is None else str(spec.name)
-
-
 def _type_name(kind: type) -> str:
-    module = _module(kind)
+    module = importable_name(kind.__module__)
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
@@ -332,7 +325,7 @@ def _name(kind: type) -> str:
             f"type {_type_name(kind)} is local to a function",
             f"define {kind.__name__} in a module, or register it with a tag",
         )
-    return f"{_module(kind)}:{kind.__qualname__}"
+    return f"{importable_name(kind.__module__)}:{kind.__qualname__}"
 
 
 def _static(kind: type, name: str) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from ._frame import Data, Header
+from ._modules import MAIN, importable_name
 from .errors import SerializationError
 
 
@@ -16,9 +19,16 @@ class Serializer:
 
     The name goes into each file. It is compared and never followed: which code reads a file is
     up to the caller and not to the file.
+
+    A module, a class, and an object that has a `__name__` go by that. Any other object goes by its
+    class, if that defines `dumps` and `loads`: what two objects of one class do differently is not
+    seen. Where they are attributes of the object, as of a `SimpleNamespace`, its class says nothing
+    about it, and it must be given a `__name__`. A module that runs goes by the name under which
+    others import it, or by `__main__` if it is a script; so its classes have one name in all
+    processes.
     """
 
-    def __init__(self, implementation: Any) -> None:
+    def __init__(self, implementation: Any, name: str | None = None) -> None:
         for function in ("dumps", "loads"):
             if not callable(getattr(implementation, function, None)):
                 raise TypeError(
@@ -26,10 +36,7 @@ class Serializer:
                     f"{function}: pass json, pickle, or an object that has both"
                 )
         self._implementation = implementation
-        kind = type(implementation)
-        name = getattr(implementation, "__name__", None)
-        given = isinstance(name, str) and name
-        self.name: str = given or f"{kind.__module__}.{kind.__qualname__}"
+        self.name = name or _name_of(implementation)
 
     def dumps(self, value: object, subject: object) -> tuple[Data, bool]:
         """The bytes of `value`, and whether the serializer made text of it."""
@@ -54,7 +61,7 @@ class Serializer:
             raise SerializationError(
                 f"{header} was written as bytes: read it instead of loading it"
             )
-        if header.serializer != self.name:
+        if self.name not in (header.serializer, _today(header.serializer)):
             raise SerializationError(
                 f"{header} was dumped by {header.serializer}, and this store uses {self.name}: "
                 "open a store with that serializer, or read the bytes"
@@ -64,11 +71,51 @@ class Serializer:
         except Exception as error:
             raise SerializationError(f"{header}: {self.name} cannot load it: {error}") from error
 
-    def __reduce__(self) -> tuple[Callable[..., Serializer], tuple[object]]:
+    def __reduce__(self) -> tuple[Callable[..., Serializer], tuple[object, str]]:
+        # With its name, which is another's in a worker that runs another module and has got the
+        # class by value.
         if isinstance(self._implementation, ModuleType):
-            return _of_module, (self._implementation.__name__,)
-        return Serializer, (self._implementation,)
+            return _of_module, (self._implementation.__name__, self.name)
+        return Serializer, (self._implementation, self.name)
 
 
-def _of_module(name: str) -> Serializer:
-    return Serializer(importlib.import_module(name))
+def _of_module(module: str, name: str) -> Serializer:
+    return Serializer(importlib.import_module(module), name)
+
+
+def _name_of(implementation: object) -> str:
+    given = getattr(implementation, "__name__", None)
+    if isinstance(given, str) and given not in ("", "<lambda>"):
+        return importable_name(given)
+    kind = type(implementation)
+    for function in ("dumps", "loads"):
+        if not _is_defined_by(kind, function, implementation):
+            raise TypeError(
+                f"a serializer needs a name, which its files carry, and {implementation!r} shares "
+                f"that of its class with others whose {function} is another: set its __name__, "
+                'such as "acme.compressed", and keep it as long as its files'
+            )
+    return f"{_module(kind)}.{kind.__qualname__}"
+
+
+def _today(name: str) -> str:
+    """The name for one that version 0.1.0 wrote: it called the module that runs as Python does."""
+    module, dot, rest = name.partition(".")
+    return importable_name("__main__" if module in MAIN else module) + dot + rest
+
+
+def _is_defined_by(kind: type, function: str, implementation: object) -> bool:
+    """Whether the class of an object says what a function does, and not the object itself."""
+    defined = inspect.getattr_static(kind, function, None)
+    # A slot, or a field of a named tuple, is where an object keeps what is its own.
+    is_field = inspect.isdatadescriptor(defined) and not isinstance(defined, property)
+    found = inspect.getattr_static(implementation, function, None)
+    return defined is not None and defined is found and not is_field
+
+
+def _module(kind: type) -> str:
+    # A class that a worker has got by value, as from cloudpickle, is not in the module it runs.
+    outermost = kind.__qualname__.partition(".")[0]
+    if kind.__module__ in MAIN and not hasattr(sys.modules.get(kind.__module__), outermost):
+        return "__main__"
+    return importable_name(kind.__module__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -32,10 +33,16 @@ class CheckpointStore:
 
     url
         A folder (`str` or path), or a URL: `file://`, `memory://`, `s3://` or any other that
-        fsspec knows, also as a `UPath`. Anything doubtful is `InvalidURLError`.
+        fsspec knows, also as a `UPath`. Anything doubtful is `InvalidURLError`. The ARN of an S3
+        access point takes the place of the bucket; through one of several regions, which are copied
+        to each other later, conditional writes hold only among writers that reach the same region.
     serializer
         Anything with `dumps` and `loads`. The default is `json`, because loading a `pickle` runs
-        whatever code it contains: choose that only where you trust all who may write there.
+        whatever code it contains: choose that only where you trust all who may write there. Its
+        name goes into each file, and only a serializer of that name loads it: the `__name__` of a
+        module, a class or an object, or else the class of the object, if that defines `dumps` and
+        `loads`. An object of which they are attributes, as of a `SimpleNamespace`, must be given a
+        `__name__`, and so should be those of one class that do not understand each other.
     durable
         Whether a write to a local disk returns only once it would survive a power failure.
     max_concurrency
@@ -168,11 +175,17 @@ class CheckpointStore:
         """The ids of all workflows of which there is a file, lazily and in no order.
 
         That includes what an interrupted `clear` left behind. Other people's files do not count.
+        Memory stays small, except where S3 lists files in no order (directory buckets and some
+        servers do): there it takes about 100 bytes for each workflow.
         """
+        distinct = _Distinct() if self._filesystem.in_pieces else None
         with storage_errors(f"listing {self!r}"):
             for folder, names in self._filesystem.folders():
                 workflow_id = decode_name(folder)
-                if workflow_id is not None and any(map(is_ours, names)):
+                if workflow_id is None or not any(map(is_ours, names)):
+                    continue
+                # A list in order has them in that of their keys, which go on after the slash.
+                if distinct is None or distinct.is_new(f"{folder}/"):
                     yield workflow_id
 
     def describe(self, workflow_id: str) -> Description:
@@ -225,3 +238,30 @@ class CheckpointStore:
             self._filesystem,
             self._serializer,
         )
+
+
+class _Distinct:
+    """Tells which texts are new.
+
+    As long as they ascend, each of them is, and what came is kept compressed, in a few bytes each.
+    """
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._compressor = zlib.compressobj(1)
+        self._compressed = bytearray()
+        self._seen: set[str] | None = None
+
+    def is_new(self, text: str) -> bool:
+        if self._seen is None and text > self._last:
+            self._last = text
+            self._compressed += self._compressor.compress(f"{text}\n".encode())
+            return True
+        if self._seen is None:
+            self._compressed += self._compressor.flush()
+            self._seen = set(zlib.decompress(self._compressed).decode().split("\n"))
+            self._compressed.clear()
+        if text in self._seen:
+            return False
+        self._seen.add(text)
+        return True

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from urllib.parse import parse_qsl, unquote
+from hashlib import sha256
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from aiohttp import web
 
@@ -181,6 +183,41 @@ class Injection:
             for key in failed
         )
         body = f"<DeleteResult>{errors}</DeleteResult>"
+        return Response(200, {"Content-Type": "application/xml"}, body.encode())
+
+
+@dataclass
+class Unordered:
+    """A hook that makes lists of up to 1,000 keys come in no order, `size` of them a page.
+
+    Those of S3 Express directory buckets and of Storj do.
+    """
+
+    proxy: Proxy
+    size: int
+
+    async def __call__(self, request: Request) -> Response | None:
+        query = dict(parse_qsl(request.query, keep_blank_values=True))
+        if "list-type" not in query:
+            return None
+        after = query.pop("continuation-token", "")
+        whole = replace(request, query=urlencode({**query, "max-keys": 1000}))
+        reply = await self.proxy.forward(whole)
+        assert b"<IsTruncated>false" in reply.body
+        files = {
+            sha256(re.findall(b"<Key>.*</Key>", file)[0]).hexdigest(): file.decode()
+            for file in re.findall(b"<Contents>.*?</Contents>", reply.body, re.DOTALL)
+        }
+        places = [place for place in sorted(files) if place > after]
+        page = places[: self.size]
+        body = (
+            "<ListBucketResult>"
+            + "<EncodingType>url</EncodingType>" * (b"<EncodingType>url<" in reply.body)
+            + "".join(files[place] for place in page)
+            + f"<IsTruncated>{str(page != places).lower()}</IsTruncated>"
+            f"<NextContinuationToken>{''.join(page[-1:])}</NextContinuationToken>"
+            "</ListBucketResult>"
+        )
         return Response(200, {"Content-Type": "application/xml"}, body.encode())
 
 

@@ -1395,13 +1395,17 @@ def test_json_is_the_default_serializer(run: Run) -> None:
     assert json.dumps(value).encode() == run.read("task")
 
 
+def named(**functions: Any) -> Any:
+    return types.SimpleNamespace(__name__="named", **functions)
+
+
 @pytest.mark.parametrize(
     ("serializer", "value", "loaded"),
     [
         (pickle, {("a", 1): {2, 3}}, {("a", 1): {2, 3}}),
         (Shouting(), "quiet", "QUIET"),
-        (types.SimpleNamespace(dumps=repr, loads=eval), (1, 2), (1, 2)),
-        (types.SimpleNamespace(dumps=bytearray, loads=bytes), b"x", b"x"),
+        (named(dumps=repr, loads=eval), (1, 2), (1, 2)),
+        (named(dumps=bytearray, loads=bytes), b"x", b"x"),
     ],
     ids=["pickle", "object", "text", "bytearray"],
 )
@@ -1455,13 +1459,13 @@ def test_what_a_serializer_raises_or_makes_is_an_error_of_ours(backend: backends
     def fail(_: object) -> Any:
         raise RuntimeError("no luck")
 
-    with backend.store(serializer=types.SimpleNamespace(dumps=str, loads=fail)) as store:
+    with backend.store(serializer=named(dumps=str, loads=fail)) as store:
         run = store.run("wf")
         run.dump("task", 1)
         with pytest.raises(SerializationError, match=r"'task'.*no luck") as caught:
             run.load("task")
         assert isinstance(caught.value.__cause__, RuntimeError)
-    with backend.store(serializer=types.SimpleNamespace(dumps=len, loads=fail)) as store:
+    with backend.store(serializer=named(dumps=len, loads=fail)) as store:
         run = store.run("wf")
         with pytest.raises(SerializationError, match=r"'task'.*int"):
             run.dump("task", "value")

@@ -16,7 +16,7 @@ import checkpoint_store
 
 PACKAGE = Path(checkpoint_store.__file__).parent
 
-PURE = {"errors", "_json", "_names", "_record", "_frame", "_policy"} | {
+PURE = {"errors", "_json", "_modules", "_names", "_record", "_frame", "_policy"} | {
     *("_refusal", "_fingerprint_tables", "_fingerprint", "_progress"),
 }
 BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic", "conditional")}
@@ -27,15 +27,16 @@ OF_LOCAL = {"_filesystems.locks", "_filesystems.mounts"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_json": {"errors"},
+    "_modules": set(),
     "_names": {"errors"},
     "_refusal": {"errors"},
     "_progress": set(),
     "_fingerprint_tables": {"_refusal"},
-    "_fingerprint": {"errors", "_refusal", "_fingerprint_tables"},
+    "_fingerprint": {"errors", "_modules", "_refusal", "_fingerprint_tables"},
     "_record": {"errors", "_json", "_names"},
     "_frame": {"errors", "_json", "_names"},
     "_policy": {"errors", "_record"},
-    "_serializer": {"errors", "_frame"},
+    "_serializer": {"errors", "_frame", "_modules"},
     # Bytes and keys, not workflows: what a file name looks like, and no more.
     "_filesystems.base": {"errors", "_frame"},
     "_filesystems.generic": {"errors", "_frame", "_filesystems.base"},

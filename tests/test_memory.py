@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint_store import CheckpointStore, CorruptCheckpointError, Run
+from checkpoint_store._filesystems.base import Entry
 
 MiB = 1024**2
 PAYLOAD = bytes(range(256)) * (32 * 4096)
@@ -70,3 +71,17 @@ def test_damage_to_a_large_file_is_noticed(
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(CorruptCheckpointError):
         run.read("task")
+
+
+def test_workflows_of_a_list_in_order_are_named_in_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pages(_: str) -> Iterator[list[Entry]]:
+        for page in range(60):
+            yield [Entry(f"wf-{page:03}-{file:03}/.fingerprint", 1, None) for file in range(1000)]
+
+    store = CheckpointStore("s3://bucket/root")
+    monkeypatch.setattr(store._filesystem, "_list", pages)
+    # A set of them would take 6 MiB.
+    with at_most(2 * MiB):
+        assert sum(1 for _ in store.workflows()) == 60_000

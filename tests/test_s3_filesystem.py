@@ -13,6 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -21,13 +22,17 @@ import fsspec.asyn
 import fsspec.config
 import pytest
 from fsspec.callbacks import Callback
+from hypothesis import given
+from hypothesis import strategies as st
 
-from checkpoint_store import CheckpointStore, StorageError
+from checkpoint_store import CheckpointStore, StorageError, _store, resume
+from checkpoint_store.__main__ import _remove_keys
 from checkpoint_store._filesystems import s3
-from checkpoint_store._filesystems.base import SMALL_BYTES, Stored
+from checkpoint_store._filesystems.base import SMALL_BYTES, Entry, Stored
 from checkpoint_store._filesystems.s3 import S3Filesystem
 
 from .conftest import Bucket
+from .faults import Unordered
 from .servers import Proxy, Request, Response, error
 
 MiB = 1024**2
@@ -240,6 +245,94 @@ def test_a_foreign_write_and_delete_are_seen_at_once(fs: S3Filesystem, bucket: B
     bucket.client.delete_object(Bucket=bucket.name, Key="root/wf/a")
     assert list(fs.pages("wf")) == []
     assert not fs.contains("wf/a")
+
+
+# Lists in no order
+
+
+def fill(store: CheckpointStore, bucket: Bucket) -> None:
+    """Four workflows with nine files each, and a folder that holds nothing of ours."""
+    for number in range(4):
+        run = resume(store, f"wf/{number}", {"a": 1}, on_input_change="reset")
+        run.dump_many({f"task-{task}": task for task in range(8)})
+        bucket.put(f"root/wf%2F{number}/foreign", b"")
+        bucket.put(f"root/foreign/{number}", b"")
+
+
+def test_where_lists_are_in_no_order_each_workflow_is_named_once(
+    store: CheckpointStore, bucket: Bucket, proxy: Proxy
+) -> None:
+    fill(store, bucket)
+    proxy.on_request = Unordered(proxy, 5)
+    folders = [folder for folder, _ in store._filesystem.folders()]
+    assert len(folders) > 3 * len(set(folders))
+    assert sorted(store.workflows()) == ["wf/0", "wf/1", "wf/2", "wf/3"]
+    assert store.prune(timedelta(days=1)) == []
+    assert sorted(store.prune(timedelta(), dry_run=True)) == ["wf/0", "wf/1", "wf/2", "wf/3"]
+    assert sorted(store.prune(timedelta())) == ["wf/0", "wf/1", "wf/2", "wf/3"]
+    assert list(store.workflows()) == []
+
+
+def test_where_lists_are_in_no_order_workflows_are_named_as_they_come(
+    store: CheckpointStore, bucket: Bucket, proxy: Proxy
+) -> None:
+    fill(store, bucket)
+    proxy.on_request = Unordered(proxy, 5)
+    proxy.take()
+    assert next(store.workflows())
+    assert len(proxy.take()) == 1
+
+
+def test_where_lists_are_in_no_order_nothing_else_is_different(
+    store: CheckpointStore, bucket: Bucket, proxy: Proxy
+) -> None:
+    fill(store, bucket)
+    proxy.on_request = Unordered(proxy, 5)
+    values = {f"task-{task}": task for task in range(8)}
+    run = store.run("wf/1")
+    assert run.tasks() == set(values)
+    assert run.load_many() == values
+    mixed = resume(store, "wf/1", {"a": 2}, on_input_change="reuse")
+    mixed.dump_many({"task-0": "new", "task-9": 9})
+    assert mixed.load_many() == {**values, "task-0": "new", "task-9": 9}
+    described = store.describe("wf/1")
+    assert (described.tasks, described.retired, described.mixed) == (9, 0, True)
+    resume(store, "wf/1", {"a": 2}, on_input_change="reset").dump("task", 1)
+    described = store.describe("wf/1")
+    assert (described.tasks, described.retired, store.collect("wf/1")) == (1, 0, 0)
+    assert store.clear("wf/2") == 8
+    assert bucket.keys().count("root/wf%2F2/foreign") == 1
+    _remove_keys(store._filesystem)
+    assert bucket.keys() == []
+
+
+# Folders of which the second piece begins the disorder, or only a later one has a file of ours.
+PIECES = [
+    ["a/.fingerprint", "b/.fingerprint", "a/x@0123456789abcdef"],
+    ["b/.fingerprint", "a/.fingerprint", "b/x@0123456789abcdef", "a/x@0123456789abcdef"],
+    ["a/foreign", "b/.fingerprint", "a/.fingerprint", "b/foreign", "a/x@0123456789abcdef"],
+    ["a/.fingerprint", "b/foreign", "a/x@0123456789abcdef", "b/.fingerprint"],
+    ["a/.fingerprint", "a/sub/x", "a/x@0123456789abcdef", "b/.fingerprint"],
+]
+
+
+@pytest.mark.parametrize("keys", PIECES)
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_a_folder_that_comes_in_pieces_is_one_workflow(
+    monkeypatch: pytest.MonkeyPatch, keys: list[str], size: int
+) -> None:
+    store = CheckpointStore("s3://bucket/root")
+    pages = [[Entry(key, 1, None) for key in keys[start:][:size]] for start in range(0, 9, size)]
+    monkeypatch.setattr(store._filesystem, "_list", lambda _: iter(pages))
+    assert sorted(store.workflows()) == ["a", "b"]
+
+
+@given(st.lists(st.text("ab.-0é", max_size=3).map("{}/".format)), st.booleans())
+def test_what_is_distinct_is_told_of_any_order(texts: list[str], ordered: bool) -> None:  # noqa: FBT001
+    if ordered:
+        texts.sort()
+    distinct = _store._Distinct()
+    assert list(dict.fromkeys(texts)) == [text for text in texts if distinct.is_new(text)]
 
 
 # Missing, and everything that is not

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import marshal
+import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import types
+import unittest.mock
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -198,6 +203,67 @@ def test_nothing_is_stored_when_one_of_many_cannot_be_dumped() -> None:
 # What is a serializer
 
 
+class Named(Upper):
+    __name__ = "acme.named"
+
+
+class Properties:
+    """One of which the class says how it finds its functions."""
+
+    @property
+    def dumps(self) -> Callable[[object], str]:
+        return json.dumps
+
+    @property
+    def loads(self) -> Callable[[str], object]:
+        return json.loads
+
+
+class Half:
+    def __init__(self) -> None:
+        self.loads = json.loads
+
+    def dumps(self, value: object) -> str:
+        return json.dumps(value)
+
+
+@dataclass
+class Fields:
+    dumps: Callable[[object], str] = json.dumps
+    loads: Callable[[str], object] = json.loads
+
+
+@dataclass(slots=True)
+class Slots:
+    dumps: Callable[[object], str]
+    loads: Callable[[str], object]
+
+
+class Pair(NamedTuple):
+    dumps: Callable[[object], str]
+    loads: Callable[[str], object]
+
+
+class Wrapper:
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+
+def local_class() -> type:
+    class Local(Upper):
+        pass
+
+    return Local
+
+
+def with_functions(function: Any) -> Any:
+    function.dumps, function.loads = json.dumps, json.loads
+    return function
+
+
 class WithoutLoads:
     def dumps(self, value: object) -> str:
         return str(value)
@@ -226,8 +292,15 @@ def test_what_has_no_dumps_and_loads_is_refused_when_the_store_is_made(
     [
         (json, "json"),
         (pickle, "pickle"),
+        (Upper, "Upper"),
         (Upper(), f"{__name__}.Upper"),
-        (types.SimpleNamespace(dumps=repr, loads=eval), "types.SimpleNamespace"),
+        (Upper("x"), f"{__name__}.Upper"),
+        (Properties(), f"{__name__}.Properties"),
+        (Fields(json.dumps), f"{__name__}.Fields"),
+        (Named(), "acme.named"),
+        (local_class()(), f"{__name__}.local_class.<locals>.Local"),
+        (types.SimpleNamespace(__name__="acme.x", dumps=repr, loads=eval), "acme.x"),
+        (Wrapper(json), "json"),
     ],
 )
 def test_a_serializer_is_known_by_the_name_of_its_module_or_class(
@@ -236,20 +309,47 @@ def test_a_serializer_is_known_by_the_name_of_its_module_or_class(
     assert name == Serializer(implementation).name
 
 
-@pytest.mark.parametrize("name", [5, None, b"json", ["json"], ""])
-def test_a_serializer_with_an_odd_name_still_has_a_text_for_it(name: object) -> None:
-    odd = types.SimpleNamespace(__name__=name, dumps=json.dumps, loads=json.loads)
-    serializer = Serializer(odd)
-    assert type(serializer.name) is str
-    assert serializer.name
-    run = resume(
-        CheckpointStore("memory://odd", serializer=odd),
-        "orders",
-        fingerprint="v1",
-        on_input_change="reset",
-    )
-    run.dump("total", VALUE)
-    assert run.load("total") == VALUE
+NAMELESS = {
+    "namespace": types.SimpleNamespace(dumps=repr, loads=eval),
+    "half a namespace": Half(),
+    "mock": unittest.mock.Mock(),
+    "fields": Fields(repr),
+    "slots": Slots(json.dumps, json.loads),
+    "named tuple": Pair(json.dumps, json.loads),
+    "wrapper": Wrapper(Upper()),
+    "class": type("", (), {"dumps": repr, "loads": eval}),
+    "lambda": with_functions(lambda: None),
+    **{
+        f"named {name!r}": types.SimpleNamespace(__name__=name, dumps=json.dumps, loads=json.loads)
+        for name in (5, None, b"json", ["json"], "")
+    },
+}
+
+
+@pytest.mark.parametrize("implementation", NAMELESS.values(), ids=NAMELESS)
+def test_an_object_without_a_name_of_its_own_must_be_given_one(implementation: Any) -> None:
+    with pytest.raises(TypeError, match=r"needs a name.*set its __name__"):
+        CheckpointStore("memory://nameless", serializer=implementation)
+
+
+def test_two_objects_of_one_class_would_have_exchanged_their_values() -> None:
+    def forwards(**name: str) -> Any:
+        return types.SimpleNamespace(dumps=str, loads=int, **name)
+
+    def backwards(**name: str) -> Any:
+        return types.SimpleNamespace(dumps=str, loads=lambda text: int(text[::-1]), **name)
+
+    forced = [Serializer(make(), "types.SimpleNamespace") for make in (forwards, backwards)]
+    payload, text = forced[0].dumps(12, SUBJECT)
+    header = header_of(forced[0], text=text)
+    assert [serializer.loads(header, bytes(payload)) for serializer in forced] == [12, 21]
+
+    for make in (forwards, backwards):
+        with pytest.raises(TypeError, match="needs a name"):
+            Serializer(make())
+    one, other = Serializer(forwards(__name__="acme.one")), Serializer(backwards(__name__="other"))
+    with pytest.raises(SerializationError, match=r"dumped by acme\.one, and this store uses other"):
+        other.loads(header_of(one, text=True), b"12")
 
 
 def test_a_serializer_with_an_endless_name_writes_nothing_that_it_cannot_read() -> None:
@@ -271,3 +371,109 @@ def test_a_serializer_survives_pickling(implementation: Any) -> None:
     assert round_trip(arrived, VALUE) == VALUE
     payload, text = Serializer(implementation).dumps(VALUE, SUBJECT)
     assert arrived.loads(header_of(arrived, text=text), bytes(payload)) == VALUE
+
+
+SCRIPT = """
+import multiprocessing
+import sys
+from checkpoint_store import CheckpointStore
+
+class Hex:
+    def dumps(self, value):
+        return f"{value:x}"
+
+    def loads(self, data):
+        return int(data, 16)
+
+def make():
+    return CheckpointStore(sys.argv[1], serializer=Hex()).run("wf")
+
+while_imported = make()
+
+def work(handed):
+    for name, run in {"handed": handed, "imported": while_imported, "made": make()}.items():
+        assert run.load("parent") == 10
+        run.dump(name, 11)
+
+if __name__ == "__main__":
+    while_imported.dump("parent", 10)
+    worker = multiprocessing.get_context(sys.argv[2]).Process(target=work, args=(while_imported,))
+    worker.start()
+    worker.join()
+    print(sorted(make().load_many().items()))
+"""
+EXCHANGED = [("handed", 11), ("imported", 11), ("made", 11), ("parent", 10)]
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize(
+    ("command", "name"), [(["script.py"], "__main__.Hex"), (["-m", "pkg.mod"], "pkg.mod.Hex")]
+)
+def test_a_class_of_the_module_that_runs_is_the_same_serializer_in_its_workers(
+    tmp_path: Path, method: str, command: list[str], name: str
+) -> None:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg/__init__.py").touch()
+    for file in ("script.py", "pkg/mod.py"):
+        (tmp_path / file).write_text(SCRIPT)
+    root = tmp_path / "root"
+
+    def interpret(*arguments: object) -> str:
+        path = [str(tmp_path), str(Path(__file__).parent.parent)]
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.strip()
+
+    assert interpret(*command, root, method) == str(EXCHANGED)
+    heads = [file.read_bytes().partition(b"\n")[0] for file in (root / "wf").glob("*@*")]
+    assert [name] * 4 == [json.loads(head)["serializer"] for head in heads]
+    if "-m" in command:
+        found = "import pkg.mod; print(sorted(pkg.mod.make().load_many().items()))"
+        assert interpret("-c", found, root) == str(EXCHANGED)
+
+
+class Main(types.ModuleType):
+    def __init__(self, name: str | None) -> None:
+        super().__init__("__main__")
+        self.__spec__: Any = name and types.SimpleNamespace(name=name)
+
+
+def of_main(module: str = "__main__") -> Any:
+    return type("Kind", (Upper,), {"__module__": module})()
+
+
+@pytest.mark.parametrize("written", ["__main__", "__mp_main__", "pkg.mod"])
+def test_what_version_0_1_0_wrote_from_the_module_that_runs_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    main = Main("pkg.mod")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    for implementation, name in {of_main(): "pkg.mod.Kind", main: "pkg.mod"}.items():
+        vars(main).update(Kind=type(implementation), dumps=Upper().dumps, loads=Upper().loads)
+        serializer = Serializer(implementation)
+        assert name == serializer.name
+        header = header_of(Serializer(Upper(), name.replace("pkg.mod", written)), text=True)
+        assert serializer.loads(header, b"U5") == 5
+    monkeypatch.setitem(sys.modules, "__main__", Main("other"))
+    if written != "pkg.mod":
+        with pytest.raises(SerializationError, match="open a store with that serializer"):
+            serializer.loads(header, b"U5")
+
+
+def test_a_class_that_a_worker_has_got_by_value_keeps_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As cloudpickle sends it from a notebook to the workers of dask and joblib.
+    for main in (Main(None), Main("distributed.cli.dask_worker")):
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        assert Serializer(of_main()).name == "__main__.Kind"
+    sent = Serializer(Upper(), "__main__.Upper")
+    assert pickle.loads(pickle.dumps(sent)).name == "__main__.Upper"
+    assert pickle.loads(pickle.dumps(Serializer(json, "pkg.mod"))).name == "pkg.mod"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import os
 import socket
 import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 import pytest
@@ -16,7 +18,7 @@ from fsspec.registry import known_implementations
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from checkpoint_store import CheckpointStore, InvalidURLError
+from checkpoint_store import CheckpointStore, InvalidURLError, StorageError
 from checkpoint_store._filesystems import MAX_PREFIX_BYTES, Filesystem, connect
 from checkpoint_store._filesystems.generic import GenericFilesystem
 from checkpoint_store._filesystems.local import LocalFilesystem
@@ -123,6 +125,118 @@ def test_the_longest_prefix_leaves_room_for_the_longest_key() -> None:
             connect(f"s3://bucket/{prefix}")
 
 
+# Access points of S3, each with the host and the service that its requests are for.
+ACCESS_POINTS = {
+    "arn:aws:s3:us-west-2:123456789012:accesspoint/my-ap": (
+        "my-ap-123456789012.s3-accesspoint.us-west-2.amazonaws.com",
+        "us-west-2/s3/",
+    ),
+    "arn:aws:s3:us-west-2:123456789012:accesspoint:my-ap": (
+        "my-ap-123456789012.s3-accesspoint.us-west-2.amazonaws.com",
+        "us-west-2/s3/",
+    ),
+    "arn:aws:s3-object-lambda:us-west-2:123456789012:accesspoint/my-ap": (
+        "my-ap-123456789012.s3-object-lambda.us-west-2.amazonaws.com",
+        "us-west-2/s3-object-lambda/",
+    ),
+    "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/accesspoint/my-ap": (
+        "my-ap-123456789012.op-1.s3-outposts.us-west-2.amazonaws.com",
+        "us-west-2/s3-outposts/",
+    ),
+    "arn:aws:s3-outposts:us-west-2:123456789012:outpost:op-1:accesspoint:my-ap": (
+        "my-ap-123456789012.op-1.s3-outposts.us-west-2.amazonaws.com",
+        "us-west-2/s3-outposts/",
+    ),
+    "arn:aws-cn:s3:cn-north-1:123456789012:accesspoint/my-ap": (
+        "my-ap-123456789012.s3-accesspoint.cn-north-1.amazonaws.com.cn",
+        "cn-north-1/s3/",
+    ),
+    "arn:aws-us-gov:s3:us-gov-west-1:123456789012:accesspoint/my-ap": (
+        "my-ap-123456789012.s3-accesspoint.us-gov-west-1.amazonaws.com",
+        "us-gov-west-1/s3/",
+    ),
+}
+OF_SEVERAL_REGIONS = "arn:aws:s3::123456789012:accesspoint/alias.mrap"
+
+
+@pytest.mark.parametrize("arn", [*ACCESS_POINTS, OF_SEVERAL_REGIONS])
+def test_the_whole_arn_of_an_access_point_takes_the_place_of_a_bucket(arn: str) -> None:
+    for rest, root in {"": "", "/": "", "/a": "a/", "/a/b@c:d/": "a/b@c:d/"}.items():
+        filesystem: Any = connect(f"s3://{arn}{rest}")
+        assert (arn, root) == (filesystem._bucket, filesystem._root)
+    connect(f"s3://{arn}/{'x' * MAX_PREFIX_BYTES}")
+    with pytest.raises(InvalidURLError, match="too long"):
+        connect(f"s3://{arn}/{'x' * (MAX_PREFIX_BYTES + 1)}")
+
+
+class SentError(Exception):
+    """In place of a connection."""
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch, no_aws_environment: None) -> list[Any]:  # noqa: ARG001
+    """The requests that would have left the machine."""
+    requests = []
+
+    async def send(_: object, request: Any) -> None:
+        requests.append(request)
+        raise SentError
+
+    monkeypatch.setattr("aiobotocore.httpsession.AIOHTTPSession.send", send)
+    return requests
+
+
+def access_point_store(arn: str, **options: Any) -> CheckpointStore:
+    options = {"key": "k", "secret": SECRET, **options}
+    return CheckpointStore(f"s3://{arn}/root", storage_options=options)
+
+
+@pytest.mark.parametrize("arn", ACCESS_POINTS)
+def test_requests_go_to_the_host_of_the_access_point(arn: str, sent: list[Any]) -> None:
+    host, scope = ACCESS_POINTS[arn]
+    region = arn.split(":")[3]
+    # Of a region in the same partition; that of the access point counts.
+    near = {"us-west-2": "eu-west-1", "cn-north-1": "cn-northwest-1"}.get(region, region)
+    with access_point_store(arn, client_kwargs={"region_name": near}) as store:
+        filesystem = store._filesystem
+        for call in (
+            lambda: filesystem.read("wf/a"),
+            lambda: filesystem.write("wf/a", [b"data"]),
+            lambda: filesystem.swap("wf/a", None, b"data"),
+            lambda: filesystem.delete(["wf/a"]),
+            lambda: list(filesystem.folders()),
+        ):
+            with pytest.raises(SentError):
+                call()
+    assert {host} == {urlsplit(request.url).netloc for request in sent}
+    assert all(scope in str(request.headers["Authorization"]) for request in sent)
+    methods = ["GET", "PUT", "PUT", "POST", "GET"]
+    paths = ["/root/wf/a"] * 3 + ["/"] * 2
+    assert methods == [request.method for request in sent]
+    assert paths == [urlsplit(request.url).path for request in sent]
+
+
+def test_an_access_point_of_another_partition_is_told_with_the_remedy(sent: list[Any]) -> None:
+    arn = "arn:aws-cn:s3:cn-north-1:123456789012:accesspoint/my-ap"
+    with (
+        access_point_store(arn) as store,
+        pytest.raises(StorageError, match=r"partition.*give the access point's region"),
+    ):
+        store.read_fingerprint("wf")
+    assert sent == []
+
+
+def test_an_access_point_of_several_regions_needs_another_package(sent: list[Any]) -> None:
+    with access_point_store(OF_SEVERAL_REGIONS) as store:
+        if importlib.util.find_spec("awscrt") is None:
+            with pytest.raises(StorageError, match=r"pip install botocore\[crt\]"):
+                store.read_fingerprint("wf")
+            return
+        with pytest.raises(SentError):
+            store._filesystem.read("wf/a")
+    assert urlsplit(sent[0].url).netloc == "alias.mrap.accesspoint.s3-global.amazonaws.com"
+
+
 class PlainFileSystem(MemoryFileSystem):
     protocol = "plaincanary"
 
@@ -168,6 +282,21 @@ REFUSED = {
     "filecache://x": "cache",
     "blockcache://x": "cache",
     "cached://x": "cache",
+    "s3://arn:aws:s3:::bucket/x": "the name of the bucket",
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint": "ARN",
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/": "ARN",
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/a_b/x": "ARN",
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint:a:b": "ARN",
+    "s3://arn:aws:s3:us-west-2:12345:accesspoint/a/x": "12 digits",
+    "s3://arn:aws:s3:us-west-2:١٢٣٤٥٦٧٨٩٠١٢:accesspoint/a": "12 digits",
+    "s3://arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/bucket/b": "ARN",
+    "s3://arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1": "ARN",
+    "s3://arn:aws:sqs:us-west-2:123456789012:queue": "ARN",
+    "s3://arn:other:s3:us-west-2:123456789012:accesspoint/a": "ARN",
+    "s3://arn:": "ARN",
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/a/b::c": "'::'",
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/a//x": "segment",
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/a?x": "'?'",
     "s3://bucket/x?versionId=1": "'?'",
     "s3://bucket?x": "'?'",
     "s3://bucket/#x": "'#'",
@@ -271,6 +400,7 @@ def _importable(scheme: str) -> bool:
         f"s3://key:{SECRET}@bucket/x",
         f"s3://{SECRET}@bucket",
         f"s3://key:{SECRET}@bucket/a::b",
+        f"s3://arn:aws:s3:{SECRET}@bucket/x",
         f"s3://key:{SECRET}@bucket/x?y",
         f"s3://key:{SECRET}@/x",
         f"s3:key:{SECRET}@bucket",
@@ -313,6 +443,7 @@ def upath() -> Any:
     [
         "s3://bucket",
         "s3://bucket/a b/c",
+        "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name/a",
         "memory://a/b",
         "file:///data/x y",
         "local:///data/x",
@@ -427,6 +558,7 @@ _PIECES = (
     *("asynclocal", "async_wrapper", "dask", "jupyter", "hf", "simplecache", "ssh", "root"),
     *(":", "://", "::", "/", "//", "///", "\\", ".", "..", "~", "@", "?", "#", "%", "*", "[", "]"),
     *("[::1]", "[", ":0", ":99999", ":abc", ":-1", "user", "host", "bucket", "C:", " ", "\n", "\0"),
+    *("arn:", "arn:aws:s3::123456789012:accesspoint/a"),
     *("é", "名", "\ud800", "\u202e", "-", "_", "+", "x" * 600, "?a=b", "%00", "%zz", "{", "}", "$"),
 )
 urls = st.lists(st.sampled_from(_PIECES), max_size=7).map("".join) | st.text(

@@ -21,6 +21,17 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _USERINFO = re.compile(r"[^/]*@|[^/]*:(?!\d*(/|\Z)).*@", re.DOTALL)
 # What is a user name elsewhere names the container here, and the host its account.
 _CONTAINER = re.compile(r"[a-z0-9-]+@[a-z0-9]+\.(dfs|blob)\.core\.windows\.net(/|\Z)")
+# Of an access point, which takes the place of a bucket. botocore knows it by the same rules.
+_ARN = re.compile(
+    r"arn:aws[a-z-]*:(?:"
+    # Without a region where it is of several.
+    r"s3:[a-z0-9-]*:\d{12}:accesspoint[/:][A-Za-z0-9.-]{1,63}|"
+    r"s3-object-lambda:[a-z0-9-]+:\d{12}:accesspoint[/:][A-Za-z0-9-]{1,63}|"
+    r"s3-outposts:[a-z0-9-]+:\d{12}:outpost[/:][A-Za-z0-9-]{1,63}[/:]accesspoint[/:][A-Za-z0-9-]{1,63}"
+    r")(?![^/?#])",
+    re.ASCII,
+)
+_S3 = ("s3", "s3a")
 # The extra of this package that installs what a protocol needs.
 _EXTRAS = {**dict.fromkeys(("abfs", "abfss", "az"), "azure"), **dict.fromkeys(("gs", "gcs"), "gcs")}
 # They would answer from copies that nobody keeps up to date.
@@ -81,12 +92,14 @@ def connect(
 
         _refuse_options(text, options)
         return MemoryFilesystem(f"/{path}" if path else "")
-    if scheme in ("s3", "s3a"):
+    if scheme in _S3:
         from .s3 import S3Filesystem
 
-        bucket, _, prefix = path.partition("/")
+        arn = _ARN.match(path)
+        bucket = arn[0] if arn else parts[0]
         if not bucket:
             _refuse(text, "names no bucket: write s3://bucket/prefix")
+        prefix = path[len(bucket) + 1 :]
         if len(prefix.encode("utf-8", "surrogatepass")) > MAX_PREFIX_BYTES:
             _refuse(text, f"is too long: S3 keys leave {MAX_PREFIX_BYTES} bytes for the prefix")
         return S3Filesystem(bucket, prefix, options, max_concurrency=max_concurrency)
@@ -105,12 +118,23 @@ def _split(text: str) -> tuple[str, str]:
         except (OSError, ValueError):
             _refuse(text, "leads to no folder: give an absolute path")
     scheme, rest = match[1].lower(), text[match.end() :]
-    if "::" in text:
+    checked = rest
+    if scheme in _S3 and rest.startswith("//arn:"):
+        arn = _ARN.match(rest, 2)
+        if arn is None:
+            _refuse(
+                text,
+                "has an ARN that is none of an access point: write the name of the bucket in its "
+                "place, or arn:aws:s3:region:account:accesspoint/name with the account's 12 digits",
+            )
+        # Its own colons neither chain nor set off a password.
+        checked = f"//{rest[arn.end() :]}"
+    if "::" in f"{scheme}:{checked}":
         _refuse(text, "chains filesystems with '::': give the URL of the last one alone")
     if not rest.startswith("//"):
         _refuse(text, f"is neither a path nor a URL: write {scheme}://… or begin a path with ./")
     is_container = _EXTRAS.get(scheme) == "azure" and _CONTAINER.match(rest[2:])
-    if _USERINFO.match(rest[2:]) and not is_container:
+    if _USERINFO.match(checked[2:]) and not is_container:
         _refuse(text, "holds a user name or password: give them in storage_options")
     return scheme, rest[2:]
 

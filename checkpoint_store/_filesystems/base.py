@@ -122,6 +122,9 @@ class Filesystem(ABC):
     warned = False
     """Whether somebody was told that there are no conditional writes, or of the caveat."""
 
+    in_pieces = False
+    """Whether `folders` may name a folder several times, each time with others of its files."""
+
     _arguments: tuple[object, ...]
 
     @property
@@ -181,7 +184,10 @@ class Filesystem(ABC):
 
     @abstractmethod
     def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
-        """Every folder, lazily, with the names of its files, to be read before the next folder."""
+        """Every folder, lazily, with the names of its files, to be read before the next folder.
+
+        With `in_pieces` a folder comes as often as the storage's list returns to it.
+        """
 
     @abstractmethod
     def open_read(self, key: str) -> Source: ...

@@ -60,6 +60,9 @@ _CONFIG = {
 
 _REMEDIES = {
     "NoSuchBucket": "create the bucket, or correct the URL or endpoint_url",
+    "NoSuchAccessPoint": "create the access point, or correct the URL",
+    "UnsupportedS3AccesspointConfigurationError": "give the access point's region (AWS_REGION, or "
+    "region_name in client_kwargs)",
     "AccessDenied": "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket (without "
     "the last one S3 also says this of a key that does not exist)",
     "AccessDenied on writing": "allow s3:PutObject, or give what a bucket policy demands of every "
@@ -113,6 +116,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class S3Filesystem(Filesystem):
+    # Lists of S3 Express directory buckets, and of some servers, are in no order.
+    in_pieces = True
+
     def __init__(
         self, bucket: str, prefix: str, options: Mapping[str, Any], *, max_concurrency: int
     ) -> None:
