@@ -15,6 +15,15 @@ from botocore.config import Config
 from . import servers
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Twice the cores: many tests wait, for a disk, a server or a process they have started."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    counted = getattr(os, "sched_getaffinity", None)
+    return 2 * (len(counted(0)) if counted else os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
