@@ -98,8 +98,17 @@ def _wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> Non
 
 
 def _free_port() -> int:
-    with socket.socket() as server:
+    """One that nobody else is given within the next minute.
+
+    A connection that its server ended keeps the port, except from who asks for it by its number.
+    """
+    with socket.socket() as server, socket.socket() as client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        client.connect(server.getsockname())
+        accepted, _ = server.accept()
+        accepted.close()
         return int(server.getsockname()[1])
 
 
