@@ -86,7 +86,7 @@ def _running(
 
 def _wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
     opener = build_opener(ProxyHandler({}))
-    for _ in range(600):
+    for _ in range(3000):
         if process.poll() is not None:
             raise RuntimeError(f"{process.args} ended at once: {log.read_text()[-2000:]}")
         try:
@@ -254,7 +254,7 @@ class Proxy:
             target=lambda: self._loop.run_until_complete(self._serve(ready.set)), daemon=True
         )
         thread.start()
-        if not ready.wait(10):
+        if not ready.wait(60):
             raise RuntimeError("the proxy does not start")
         try:
             yield self
