@@ -29,11 +29,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int | None:
-    """Twice the cores: many tests wait, for a disk, a server or a process they have started."""
+    """Twice the cores: many tests wait, for a disk, a server or a process they have started.
+
+    No more than 16, for each takes half a gigabyte with the two servers that it starts.
+    """
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     counted = getattr(os, "sched_getaffinity", None)
-    return 2 * (len(counted(0)) if counted else os.cpu_count() or 1)
+    return min(16, 2 * (len(counted(0)) if counted else os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
