@@ -86,7 +86,7 @@ def _running(
 
 def _wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
     opener = build_opener(ProxyHandler({}))
-    for _ in range(600):
+    for _ in range(3000):
         if process.poll() is not None:
             raise RuntimeError(f"{process.args} ended at once: {log.read_text()[-2000:]}")
         try:
@@ -98,8 +98,17 @@ def _wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> Non
 
 
 def _free_port() -> int:
-    with socket.socket() as server:
+    """One that nobody else is given within the next minute.
+
+    A connection that its server ended keeps the port, except from who asks for it by its number.
+    """
+    with socket.socket() as server, socket.socket() as client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        client.connect(server.getsockname())
+        accepted, _ = server.accept()
+        accepted.close()
         return int(server.getsockname()[1])
 
 
@@ -245,7 +254,7 @@ class Proxy:
             target=lambda: self._loop.run_until_complete(self._serve(ready.set)), daemon=True
         )
         thread.start()
-        if not ready.wait(10):
+        if not ready.wait(60):
             raise RuntimeError("the proxy does not start")
         try:
             yield self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import errno
 import inspect
 import multiprocessing
@@ -10,6 +11,7 @@ import pickle
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -33,24 +35,33 @@ from checkpoint_store.errors import (
 )
 
 CHANGE = InputChange(("a",), ("b",), ("c",), "added: 'a'; removed: 'b'; changed: 'c'")
-EXAMPLES: list[CheckpointStoreError] = [
-    CheckpointStoreError("base"),
-    InvalidNameError("name"),
-    InvalidPolicyError("policy"),
-    InvalidURLError("url"),
-    FingerprintError("value", path="inputs['model']", reason="unsupported type"),
-    InputChangedError("changed", workflow_id="wf", stored="v1", current="v2", change=CHANGE),
-    InputChangedError("changed", workflow_id="wf", stored=None, current="v2", change=CHANGE),
-    CheckpointNotFoundError("there is no checkpoint 'a'"),
-    CorruptCheckpointError("checkpoint"),
-    CorruptRecordError("record"),
-    UnsupportedFormatError("newer"),
-    SerializationError("serializer"),
-    ContentionError("contention"),
-    IncompleteClearError("partly", failures={"wf/a@0": "AccessDenied"}),
-    StorageError("storage", errno=errno.ENOSPC, failures={"a": "no space"}),
-    StorageError("storage"),
-]
+
+
+def examples() -> list[CheckpointStoreError]:
+    return [
+        CheckpointStoreError("base"),
+        InvalidNameError("name"),
+        InvalidPolicyError("policy"),
+        InvalidURLError("url"),
+        FingerprintError("value", path="inputs['model']", reason="unsupported type"),
+        InputChangedError("changed", workflow_id="wf", stored="v1", current="v2", change=CHANGE),
+        InputChangedError("changed", workflow_id="wf", stored=None, current="v2", change=CHANGE),
+        CheckpointNotFoundError("there is no checkpoint 'a'"),
+        CorruptCheckpointError("checkpoint"),
+        CorruptRecordError("record"),
+        UnsupportedFormatError("newer"),
+        SerializationError("serializer"),
+        ContentionError("contention"),
+        IncompleteClearError("partly", failures={"wf/a@0": "AccessDenied"}),
+        StorageError("storage", errno=errno.ENOSPC, failures={"a": "no space"}),
+        StorageError("storage"),
+    ]
+
+
+@pytest.fixture(params=range(len(examples())), ids=[type(error).__name__ for error in examples()])
+def error(request: pytest.FixtureRequest) -> CheckpointStoreError:
+    """Made anew: raising an error changes it, and so may a copy."""
+    return examples()[request.param]
 
 
 def classes() -> dict[str, type[CheckpointStoreError]]:
@@ -111,7 +122,7 @@ def test_no_other_error_is_caught_by_accident() -> None:
 
 
 def test_every_error_has_an_example_here_and_a_docstring() -> None:
-    assert set(classes().values()) == {type(error) for error in EXAMPLES}
+    assert set(classes().values()) == {type(error) for error in examples()}
     for kind in classes().values():
         assert kind.__doc__
 
@@ -132,37 +143,44 @@ PICKLERS: list[Callable[[CheckpointStoreError], CheckpointStoreError]] = [
 ]
 
 
-@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("passed", PICKLERS)
 def test_an_error_survives_pickling_and_copying_whole(
     error: CheckpointStoreError, passed: Callable[[CheckpointStoreError], CheckpointStoreError]
 ) -> None:
-    noted = copy.copy(error)
-    noted.add_note("in worker 3")
-    arrived = passed(noted)
-    assert type(arrived) is type(error)
-    assert state(noted) == state(arrived)
+    error.add_note("in worker 3")
+    arrived = passed(error)
+    assert type(error) is type(arrived)
+    assert state(error) == state(arrived)
     assert str(error) == str(arrived)
-    assert state(noted)["__notes__"] == ["in worker 3"]
+    assert state(arrived)["__notes__"] == ["in worker 3"]
+
+
+@pytest.mark.parametrize("passed", PICKLERS)
+def test_an_error_survives_the_pickling_that_dask_installs_for_all_errors(
+    error: CheckpointStoreError,
+    passed: Callable[[CheckpointStoreError], CheckpointStoreError],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reason = "needs the extra integrations"
+    pickling = pytest.importorskip("tblib.pickling_support", reason=reason)
+    monkeypatch.setitem(copyreg.dispatch_table, type(error), pickling.pickle_exception)
+    test_an_error_survives_pickling_and_copying_whole(error, passed)
 
 
 def _raise(number: int) -> None:
-    raise EXAMPLES[number]
+    raise examples()[number]
 
 
 def test_an_error_of_a_worker_reaches_its_parent_whole() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_raise, number) for number in range(len(EXAMPLES))]
-        for error, future in zip(EXAMPLES, futures, strict=True):
+        futures = [pool.submit(_raise, number) for number in range(len(examples()))]
+        for error, future in zip(examples(), futures, strict=True):
             arrived = future.exception()
             assert arrived is not None
             assert type(arrived) is type(error)
-            assert {k: v for k, v in state(error).items() if k != "__notes__"} == {
-                k: v for k, v in state(arrived).items() if k != "__notes__"
-            }
+            assert state(error) == {k: v for k, v in state(arrived).items() if k != "__notes__"}
 
 
-@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 def test_the_text_of_an_error_is_its_plain_message(error: CheckpointStoreError) -> None:
     assert str(error) == error.args[0]
     assert f"{error}" == error.args[0]
@@ -186,25 +204,26 @@ def test_the_failures_of_an_error_are_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "number"),
+    ("kind", "arguments", "number"),
     [
-        (OSError(errno.ENOSPC, "no space left"), errno.ENOSPC),
-        (PermissionError(errno.EACCES, "denied", "/secret"), errno.EACCES),
-        (FileNotFoundError("gone"), None),
-        (FileNotFoundError(errno.ENOENT, "gone"), errno.ENOENT),
-        (TimeoutError(), None),
-        (ConnectionResetError("reset"), None),
-        (ValueError("not an OSError"), None),
-        (KeyError("key"), None),
-        (RuntimeError(), None),
-        (EOFError(), None),
-        (MemoryError(), None),
-        (RecursionError("deep"), None),
+        (OSError, (errno.ENOSPC, "no space left"), errno.ENOSPC),
+        (PermissionError, (errno.EACCES, "denied", "/secret"), errno.EACCES),
+        (FileNotFoundError, ("gone",), None),
+        (FileNotFoundError, (errno.ENOENT, "gone"), errno.ENOENT),
+        (TimeoutError, (), None),
+        (ConnectionResetError, ("reset",), None),
+        (ValueError, ("not an OSError",), None),
+        (KeyError, ("key",), None),
+        (RuntimeError, (), None),
+        (EOFError, (), None),
+        (MemoryError, (), None),
+        (RecursionError, ("deep",), None),
     ],
 )
 def test_whatever_a_filesystem_raises_is_a_storage_error_about_its_subject(
-    raised: Exception, number: int | None
+    kind: type[Exception], arguments: tuple[Any, ...], number: int | None
 ) -> None:
+    raised = kind(*arguments)
     with (
         pytest.raises(StorageError, match=r"^checkpoint 'a': ") as caught,
         storage_errors("checkpoint 'a'"),
@@ -222,7 +241,6 @@ def test_a_missing_key_passes_only_where_the_caller_asks_for_it() -> None:
         raise NotADirectoryError("a file is in the way")
 
 
-@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 def test_an_error_of_ours_passes_unchanged(error: CheckpointStoreError) -> None:
     with pytest.raises(type(error)) as caught, storage_errors("it"):
         raise error

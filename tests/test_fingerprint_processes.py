@@ -77,7 +77,7 @@ def run(*arguments: object, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert not done.stderr
     return done.stdout.strip()

@@ -763,7 +763,7 @@ def test_the_lock_of_a_dead_process_is_free(
     path = root / ".locks" / lock_name("wf")
     process = context.Process(target=_exit_holding, args=(str(path), ready))
     process.start()
-    process.join(60)
+    process.join(300)
     assert ready.is_set()
     assert process.exitcode == 9
     assert resume(store, "wf", OTHER_INPUTS, on_input_change="reset").is_current()

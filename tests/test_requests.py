@@ -276,7 +276,7 @@ def test_a_page_is_listed_while_the_one_before_is_deleted(
                 second_list.set()
         elif request.query == "delete" and lists:
             with suppress(TimeoutError):
-                await asyncio.wait_for(second_list.wait(), 10)
+                await asyncio.wait_for(second_list.wait(), 30)
             overlapped.append(second_list.is_set())
 
     recorder.on_request = hold_deletions

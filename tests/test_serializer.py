@@ -113,10 +113,11 @@ def test_text_that_has_no_utf_8_is_an_error(made: str) -> None:
     assert isinstance(caught.value.__cause__, UnicodeEncodeError)
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("bad"), RecursionError("deep"), MemoryError(), KeyError("x"), OSError(5)]
-)
-def test_a_failure_of_the_serializer_is_the_cause_and_the_task_is_named(error: Exception) -> None:
+@pytest.mark.parametrize("kind", [ValueError, RecursionError, MemoryError, KeyError, OSError])
+def test_a_failure_of_the_serializer_is_the_cause_and_the_task_is_named(
+    kind: type[Exception],
+) -> None:
+    error = kind("bad")
     serializer = Serializer(Making(error=error))
     with pytest.raises(SerializationError, match=r"'total'.*cannot dump") as dumping:
         serializer.dumps(VALUE, SUBJECT)
@@ -125,10 +126,10 @@ def test_a_failure_of_the_serializer_is_the_cause_and_the_task_is_named(error: E
     assert (error, error) == (dumping.value.__cause__, loading.value.__cause__)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()])
-def test_what_ends_the_program_passes_through_a_serializer(error: BaseException) -> None:
-    with pytest.raises(type(error)):
-        Serializer(Making(error=error)).dumps(VALUE, SUBJECT)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_passes_through_a_serializer(kind: type[BaseException]) -> None:
+    with pytest.raises(kind):
+        Serializer(Making(error=kind())).dumps(VALUE, SUBJECT)
 
 
 def test_a_value_that_json_does_not_know_is_an_error_that_names_the_task() -> None:

@@ -15,7 +15,7 @@ from .. import servers
 from ..backends import S3Backend, make_backend
 from .asyncio_runner import run_steps
 
-TIMEOUT = 60
+TIMEOUT = 300
 
 
 class Pipeline:

@@ -143,7 +143,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
 
 def in_new_process(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments, **options).result(60)
+        return pool.submit(function, *arguments, **options).result(300)
 
 
 def test_a_flow_whose_process_died_is_resumed_by_another(store: CheckpointStore) -> None:

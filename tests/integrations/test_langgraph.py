@@ -115,7 +115,7 @@ class Pipeline:
     def rate(self, _: State) -> Any:
         self.calls.append("rate")
         if self.fails:
-            assert self.stored.wait(60)
+            assert self.stored.wait(300)
             raise OSError("no network")
         return {"rate": 2}
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 WORKERS = 4
-TIMEOUT = 60
+TIMEOUT = 300
 NAMES = [f"square-{number}" for number in range(8)]
 SQUARES = [number**2 for number in range(8)]
 
