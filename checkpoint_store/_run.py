@@ -110,9 +110,16 @@ class Run:
         """A checkpoint as a binary stream, `"rb"` or `"wb"`, in bounded memory.
 
         Reading verifies at the end, before the last byte is handed out: who stops early has
-        unverified bytes. What is written appears when the `with` block or `close` succeeds, and
-        is discarded when the block raises. Neither can seek: for a library that does, give it an
-        `io.BytesIO` of what `read` returns, or a copy in a temporary file.
+        unverified bytes. What is written appears when the stream's own `with` block ends, or when
+        `close` returns, and is discarded when the block raises, when the stream is dropped, and
+        when it is closed while an exception is being handled that arose since it was opened, which
+        is then raised again. For text, wrap it within a block of its own:
+
+            with run.open("report", "wb") as stream, io.TextIOWrapper(stream, "utf-8") as text:
+                ...
+
+        Neither can seek: for a library that does, give it an `io.BytesIO` of what `read` returns,
+        or a copy in a temporary file.
         """
         if mode == "wb":
             header = self._header(task)
