@@ -318,7 +318,7 @@ class _Client:
 
     def run(self, request: Coroutine[Any, Any, _T]) -> _T:
         self._refuse_elsewhere(request)
-        future = asyncio.run_coroutine_threadsafe(self._while_open(request), self.loop)
+        future = asyncio.run_coroutine_threadsafe(self.while_open(request), self.loop)
         try:
             return future.result()
         except Exception as error:  # noqa: BLE001
@@ -338,7 +338,7 @@ class _Client:
         async def work() -> None:
             for index, request in numbered:
                 try:
-                    outcomes.put((index, await self._while_open(request)))
+                    outcomes.put((index, await self.while_open(request)))
                 except Exception as error:  # noqa: BLE001
                     outcomes.put((index, self.explained(error)))
 
@@ -362,12 +362,12 @@ class _Client:
 
         On fsspec's own thread, where a reply cannot be waited for, it is only begun.
         """
-        future = asyncio.run_coroutine_threadsafe(self._while_open(request), self.loop)
+        future = asyncio.run_coroutine_threadsafe(self.while_open(request), self.loop)
         if _running_loop() is not self.loop:
             with suppress(OSError):
                 future.result(seconds)
 
-    async def _while_open(self, request: Coroutine[Any, Any, _T]) -> _T:
+    async def while_open(self, request: Coroutine[Any, Any, _T]) -> _T:
         """What a request returns, or an error as soon as the client is closed.
 
         On connections that are gone it would be retried for seconds.
@@ -412,8 +412,8 @@ class _Client:
         if status:
             if code == str(status):  # botocore found no error of S3's in the reply.
                 code, remedy = "without an error code", "check endpoint_url and what answers there"
-            text = f"S3 answered {status} {code} for bucket {self._bucket!r}"
-            text = f"{text}: {message.rstrip('.')}" if message else text
+            answer = f"S3 answered {status} {code} for bucket {self._bucket!r}"
+            text = f"{answer}: {text}" if text else answer
         if remedy:
             text = f"{text}: {remedy}"
         explained = PermissionError(text) if status in (401, 403) else OSError(text)
@@ -600,7 +600,8 @@ class _Upload(Upload):
 
     async def _id(self) -> str:
         if self._beginning is None:
-            self._beginning = asyncio.ensure_future(self._client.begin_upload(self._key))
+            begin = self._client.while_open(self._client.begin_upload(self._key))
+            self._beginning = asyncio.ensure_future(begin)
         # Shielded, because what S3 has begun can only be aborted by the id in its reply.
         return await asyncio.shield(self._beginning)
 
