@@ -434,16 +434,15 @@ options = {"key": "test", "secret": "test-secret", "endpoint_url": endpoint,
 run = CheckpointStore(url, storage_options=options).run("wf") if connect else None
 
 def write():
-    for size in (1, 2**20, 2**20 + 1, 2**24):
+    if run is None:
         try:
-            if run is None:
-                CheckpointStore(url, storage_options=options).run("late")
-            else:
-                run.write(f"size {size}", bytes(size))
+            CheckpointStore(url, storage_options=options).run("late")
         except StorageError as error:
             print(error)
-    if run is not None:
-        print(*sorted(len(data) for data in run.read_many().values()))
+        return
+    for size in (1, 2**20, 2**20 + 1, 2**24):
+        run.write(f"size {size}", bytes(size))
+    print(*sorted(len(data) for data in run.read_many().values()))
 
 atexit.register(write)
 """
@@ -467,7 +466,5 @@ def test_what_is_written_at_exit_may_have_any_size(bucket: Bucket) -> None:
 
 
 def test_a_new_connection_at_exit_says_why_there_is_none(bucket: Bucket) -> None:
-    lines = at_exit(bucket, bucket.endpoint.replace("127.0.0.1", "localhost"), "")
-    assert len(lines) == 4
-    for line in lines:
-        assert "the interpreter is exiting" in line
+    (line,) = at_exit(bucket, bucket.endpoint.replace("127.0.0.1", "localhost"), "")
+    assert "the interpreter is exiting" in line
