@@ -83,7 +83,7 @@ def test_boto3_reads_every_name_page_by_page(running: Any, client: Any, size: in
 def test_any_client_reads_every_name_page_by_page(running: Any, size: int) -> None:
     names: list[str | None] = []
     query = f"&max-keys={size}"
-    while query:
+    while query and len(names) < 2 * len(KEYS):
         page = raw_list(running, query)
         names += [key.text for key in page.iter("Key")]
         token = page.findtext("NextContinuationToken")
