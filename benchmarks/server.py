@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import subprocess
 import sys
 import urllib.request
@@ -142,13 +143,14 @@ class Bucket:
         self._remove(set(keys))
         if request.findtext("{*}Quiet") == "true":
             return _xml("DeleteResult", "")
-        deleted = (f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
+        deleted = (f"<Deleted><Key>{_text(key)}</Key></Deleted>" for key in keys)
         return _xml("DeleteResult", "".join(deleted))
 
     def _list(self, query: Mapping[str, str]) -> Reply:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         size = int(query.get("max-keys", "1000"))
-        after = query.get("continuation-token") or query.get("start-after", "")
+        text = _url if (encoded := query.get("encoding-type") == "url") else _text
+        after = unquote(query.get("continuation-token", "")) or query.get("start-after", "")
         position = bisect_left(self.keys, max(prefix, f"{after}\0" if after else ""))
         items: list[str] = []
         while position < len(self.keys) and len(items) < size:
@@ -162,19 +164,19 @@ class Bucket:
                 folder = key[: end + len(delimiter)]
                 after = f"{folder}\U0010ffff"
                 position = bisect_left(self.keys, after)
-                items.append(f"<CommonPrefixes><Prefix>{_url(folder)}</Prefix></CommonPrefixes>")
+                items.append(f"<CommonPrefixes><Prefix>{text(folder)}</Prefix></CommonPrefixes>")
             else:
                 data, etag = self.objects[key]
                 items.append(
-                    f"<Contents><Key>{_url(key)}</Key><LastModified>{_DATE}</LastModified>"
+                    f"<Contents><Key>{text(key)}</Key><LastModified>{_DATE}</LastModified>"
                     f"<ETag>{etag}</ETag><Size>{len(data)}</Size>"
                     "<StorageClass>STANDARD</StorageClass></Contents>"
                 )
         more = position < len(self.keys) and self.keys[position].startswith(prefix)
-        token = f"<NextContinuationToken>{escape(after)}</NextContinuationToken>" if more else ""
+        token = f"<NextContinuationToken>{_url(after)}</NextContinuationToken>" if more else ""
         return _xml(
             "ListBucketResult",
-            f"<EncodingType>url</EncodingType><KeyCount>{len(items)}</KeyCount>"
+            f"{'<EncodingType>url</EncodingType>' * encoded}<KeyCount>{len(items)}</KeyCount>"
             f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{''.join(items)}",
         )
 
@@ -197,6 +199,11 @@ def _etag(data: bytes) -> str:
 
 def _url(key: str) -> str:
     return quote(key, safe="/")
+
+
+def _text(key: str) -> str:
+    # As S3 does it; XML has no way to write some of these, and would turn \r into \n.
+    return re.sub("[\\x00-\\x1f]", lambda match: f"&#{ord(match[0])};", escape(key))
 
 
 class Connection(asyncio.Protocol):

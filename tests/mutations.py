@@ -159,7 +159,41 @@ MUTATIONS = {
         "older_value_back",
     ),
     "the serializer of a file is not compared": one(
-        "_serializer.py", "if self.name not in (", "if 0 in (", "test_serializer.py"
+        "_serializer.py",
+        "if self.name not in (header.serializer, _today(header.serializer)):",
+        "if False:",
+        "test_serializer.py",
+        "serializer",
+    ),
+    "a spawned worker's main module is another": one(
+        "_modules.py",
+        'MAIN = ("__main__", "__mp_main__")',
+        'MAIN = ("__main__",)',
+        "test_serializer.py",
+        "spawn",
+    ),
+    "a module that runs is only a script": one(
+        "_modules.py", "spec is None", "True", "test_serializer.py", "spawn"
+    ),
+    "an object without a name goes by its class": one(
+        "_serializer.py",
+        "if not _is_defined_by(kind, function, implementation):",
+        "if False:",
+        "test_serializer.py",
+        "nameless or name_of_its_own",
+    ),
+    "a workflow is named as often as the list returns to it": one(
+        S3, "    in_pieces = True\n", "    in_pieces = False\n", S3_TESTS, "pieces"
+    ),
+    "what came in order is forgotten": one(
+        "_store.py",
+        'set(zlib.decompress(self._compressed).decode().split("\\n"))',
+        "set()",
+        S3_TESTS,
+        "pieces",
+    ),
+    "an ARN ends at its first slash": one(
+        "_filesystems/__init__.py", "arn[0] if arn else parts[0]", "parts[0]", "test_urls.py", "arn"
     ),
     "a file is not synced": one(
         LOCAL, "            os.fsync(self._descriptor)\n", "            pass\n", LOCAL_TESTS
