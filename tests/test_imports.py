@@ -16,7 +16,7 @@ import checkpoint_store
 
 PACKAGE = Path(checkpoint_store.__file__).parent
 
-PURE = {"errors", "_json", "_modules", "_names", "_record", "_frame", "_policy"} | {
+PURE = {"errors", "_handling", "_json", "_modules", "_names", "_record", "_frame", "_policy"} | {
     *("_refusal", "_fingerprint_tables", "_fingerprint", "_progress"),
 }
 BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic", "conditional")}
@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "_fingerprint_tables": {"_refusal"},
     "_fingerprint": {"errors", "_modules", "_refusal", "_fingerprint_tables"},
     "_record": {"errors", "_json", "_names"},
-    "_frame": {"errors", "_json", "_names"},
+    "_handling": set(),
+    "_frame": {"errors", "_handling", "_json", "_names"},
     "_policy": {"errors", "_record"},
     "_serializer": {"errors", "_frame", "_modules"},
     # Bytes and keys, not workflows: what a file name looks like, and no more.

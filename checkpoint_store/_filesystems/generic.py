@@ -183,7 +183,7 @@ class _SpooledUpload(Upload):
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # It may never have been made.
             os.unlink(self._path)
 
 

@@ -391,7 +391,7 @@ class _LocalUpload(Upload):
 
     def _discard(self) -> None:
         self._close()
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # It may never have been made; what is left is swept later.
             os.unlink(self._path)
 
     def _close(self) -> None:
