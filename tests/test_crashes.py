@@ -34,9 +34,9 @@ from checkpoint_store import (
     resume,
 )
 from checkpoint_store._filesystems import generic, local
-from checkpoint_store._filesystems.base import Entry, Filesystem, Stored
+from checkpoint_store._filesystems.base import Entry, Filesystem, Stored, Upload
 from checkpoint_store._filesystems.generic import GenericFilesystem
-from checkpoint_store._frame import TRAILER_BYTES, Data, Source, Upload
+from checkpoint_store._frame import TRAILER_BYTES, Data, Source
 from checkpoint_store._names import RECORD, parse_file_name
 from checkpoint_store._policy import POLICIES
 from checkpoint_store._protocol import read_record
