@@ -302,8 +302,10 @@ class FrameWriter(io.BufferedIOBase):
 
     def discard(self) -> None:
         """Gives up what was written. The checkpoint is as it was before."""
-        self._at_exit()
-        super().close()
+        try:
+            self._at_exit()
+        finally:
+            super().close()
 
     def __enter__(self) -> Self:
         # What is handled around the block does not count: the block itself decides.
