@@ -201,8 +201,10 @@ class TappedUpload:
         if not self.tap.dead:
             self.inner.discard()
         else:
-            # A dead process has no open files, and leaves its temporary ones.
+            # A dead process has no open files, and leaves its temporary ones: as if they were
+            # those of another, they are not discarded when this one drops the upload.
             getattr(self.inner, "_close", self.inner.discard)()
+            self.inner._process = 0
 
 
 # Where it happens

@@ -23,7 +23,6 @@ import pytest
 from checkpoint_store import (
     CheckpointNotFoundError,
     CheckpointStore,
-    ContentionError,
     CorruptCheckpointError,
     CorruptRecordError,
     IncompleteClearError,
@@ -454,14 +453,23 @@ class Case:
         return self.operation.cleanup and (first >= 2 or self.skip > 0)
 
     @property
+    def is_proposal_refused(self) -> bool:
+        """A proposal of the record is answered that somebody else was faster, though nobody was."""
+        refused = ("409", "412") if self.kind is Kind.CREATE_RECORD else ("404-key", "409", "412")
+        return self.is_record and self.fault in refused
+
+    @property
     def bound(self) -> int:
         """The most requests that it may take.
 
         Each is sent `ATTEMPTS` times, a reply that breaks off is read three times, and a record is
-        proposed `TRIES` times. In addition there may be one look at the record, or an abort.
+        proposed `TRIES` times: read and written, and where a swap is refused with 412 looked at
+        and written again with the bare ETag. In addition there may be one look at the record,
+        or an abort.
         """
         if self.is_record and self.always and self.fault in ("404-key", "409", "412"):
-            return 2 * TRIES + 2
+            bare = self.kind is Kind.SWAP_RECORD and self.fault == "412"
+            return (4 if bare else 2) * TRIES + 2
         each = 3 if self.fault in ("truncated", "stalled") else ATTEMPTS
         return each * len(self.operation.requests) + 2
 
@@ -485,9 +493,8 @@ class Case:
             return {IncompleteClearError if several else StorageError}
         if self.fault in RETRIED:
             return {StorageError if self.always else None}
-        refused = ("409", "412") if self.kind is Kind.CREATE_RECORD else ("404-key", "409", "412")
-        if self.is_record and self.fault in refused:
-            return {ContentionError if self.always else None}
+        if self.is_proposal_refused:
+            return {StorageError if self.always else None}
         return {StorageError}
 
     def _of_nonsense(self) -> set[type[Exception] | None]:
@@ -681,7 +688,9 @@ def check_failure(case: Case, failure: Exception | None) -> None:
         return
     assert type(failure) in case.outcomes(), repr(failure)
     status = re.match(r"\d+", case.fault)
-    if status and isinstance(failure, StorageError):
+    if case.is_proposal_refused and failure is not None:
+        assert f"refused {TRIES} conditional writes" in str(failure)
+    elif status and isinstance(failure, StorageError):
         assert f"S3 answered {status[0]}" in str(failure)
     if isinstance(failure, IncompleteClearError):
         assert len(failure.failures) == (1 if case.applied else 2)

@@ -903,20 +903,32 @@ def test_ten_thousand_parts_hold_429_gib(monkeypatch: pytest.MonkeyPatch) -> Non
     sizes = []
 
     class Client:
-        def call(self, operation: str, **parameters: Any) -> dict[str, str]:
-            if operation == "upload_part":
-                sizes.append(len(parameters["Body"]))
-            return {"UploadId": "1", "ETag": "1"}
+        async def begin_upload(self, _: str) -> str:
+            return "1"
 
-        def run(self, reply: dict[str, str]) -> dict[str, str]:
-            return reply
+        async def call(self, operation: str, **parameters: Any) -> dict[str, str]:
+            assert operation == "upload_part"
+            sizes.append(len(parameters["Body"]))
+            return {"ETag": "1"}
 
+        async def while_open(self, request: Any) -> Any:
+            return await request
+
+        def run(self, request: Any) -> None:
+            loop.run_until_complete(request)
+
+        def finish(self, request: Any, _: float) -> None:
+            request.close()
+
+    loop = asyncio.new_event_loop()
     monkeypatch.setattr(s3, "_PART_BYTES", 1)
     upload = s3._Upload(Client(), "key")  # type: ignore[arg-type]
     upload.write(bytes(55_000))
     assert len(sizes) == 10_000
     assert sum(sizes) == 55_000
     assert 55_000 * 6 * MiB > 322 * 1024**3
+    upload.discard()
+    loop.close()
 
 
 def test_open_streams_do_not_block_other_calls(bucket: Bucket) -> None:
