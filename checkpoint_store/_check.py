@@ -145,8 +145,8 @@ _TORN = (
     "Let nobody read a task that another worker still writes, or read again after the error."
 )
 _STREAMS = (
-    f"Checkpoints above {STREAM_BYTES // 1024**2} MiB cannot be written as streams. Correct what "
-    "the line above says (on S3: allow multipart uploads), or write them in smaller pieces."
+    "Streams of more than a few MiB cannot be written. Correct what the line above says (on S3: "
+    "allow multipart uploads), or write such checkpoints whole, which takes one request each."
 )
 _SIBLINGS = (
     "Clearing a workflow fails or harms another. Correct what the line above says, and until then "

@@ -6,7 +6,7 @@ import json
 import re
 import reprlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -117,11 +117,12 @@ def _change(record: Record, inputs: Mapping[str, str] | None, otherwise: str) ->
     removed = tuple(sorted(old.keys() - new.keys()))
     changed = tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name]))
     kinds = {"added": added, "removed": removed, "changed": changed}
-    differences = "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+    differences = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
     return InputChange(added, removed, changed, differences or otherwise)
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few of these names, and how many more there are."""
     shown = ", ".join(map(_short.repr, names[:MAX_NAMES]))
     return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
 

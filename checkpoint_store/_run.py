@@ -14,6 +14,7 @@ from ._names import encode_name, file_name, parse_file_name
 from ._policy import Decision
 from ._progress import Progress
 from ._protocol import read_record
+from ._record import listed
 from ._serializer import Serializer
 from .errors import CheckpointNotFoundError, CheckpointStoreError, StorageError, storage_errors
 
@@ -265,7 +266,7 @@ class Run:
             reasons = {items[index][0].task: str(failed[index]) for index in sorted(failed)}
             raise StorageError(
                 f"{len(failed)} of {len(items)} checkpoints of workflow {self.workflow_id!r} were "
-                f"not written, so write these again: {', '.join(map(repr, reasons))} "
+                f"not written, so write these again: {listed(list(reasons))} "
                 f"({next(iter(reasons.values()))})",
                 failures=reasons,
             ) from failed[min(failed)]
