@@ -11,6 +11,8 @@ import bz2
 import codecs
 import contextlib
 import csv
+import dis
+import functools
 import gc
 import gzip
 import io
@@ -24,6 +26,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -653,6 +656,21 @@ class Interrupt(BaseException):
     pass
 
 
+@functools.cache
+def ends_of_with(code: CodeType) -> frozenset[int]:
+    """Where a `with` block has ended and its `__exit__` is about to be called.
+
+    CPython handles no signal there, since a lock would stay locked.
+    """
+    found = list(dis.get_instructions(code))
+    nones = [each.opname == "LOAD_CONST" and each.argval is None for each in found]
+    return frozenset(
+        each.offset
+        for index, each in enumerate(found)
+        if any(nones[start : start + 3] == [True] * 3 for start in range(index, index + 3))
+    )
+
+
 def interrupted_at(step: int, work: Callable[[], None]) -> bool:
     """Whether `work` was interrupted at its `step`th line or call of this package."""
     left = step
@@ -671,6 +689,8 @@ def interrupted_at(step: int, work: Callable[[], None]) -> bool:
             "finish",
         ):
             return None  # An interrupt there cannot be told from one in any finalizer.
+        if event == "line" and frame.f_lasti in ends_of_with(frame.f_code):
+            return trace
         left -= 1
         if left == 0:
             sys.settrace(None)
@@ -718,3 +738,8 @@ def test_a_stream_that_is_interrupted_at_any_step_leaves_nothing_behind(
         gc.collect()
     assert step > 40
     assert unraisable == []
+    # Nor does a lock stay locked.
+    other = threading.Thread(target=run.write, args=("x", b"after"), daemon=True)
+    other.start()
+    other.join(60)
+    assert run.read("x") == b"after"
