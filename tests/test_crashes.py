@@ -88,8 +88,11 @@ class Tap:
 
 
 def _release(opened: object) -> None:
-    """A reply that is lost must not leave an open file in this process."""
-    if close := getattr(opened, "_close", getattr(opened, "close", None)):
+    """A reply that is lost must not leave an open file in this process, nor one that is removed
+    whenever the traceback, which holds it, is collected."""
+    if isinstance(opened, Upload):
+        opened.discard()
+    elif close := getattr(opened, "close", None):
         close()
 
 
