@@ -114,7 +114,7 @@ def _find(checks: _Checks, promise: str, attempt: Callable[[], str], meaning: st
             except _NotTriedError as unknown:
                 kept, detail = None, str(unknown)
     except CheckpointStoreError as error:
-        kept, detail = False, str(error)
+        kept, detail = False, str(error).removeprefix(f"{promise}: ")
     seconds = time.perf_counter() - start
     return Finding(promise, kept, detail, seconds, meaning if kept is False else None)
 
