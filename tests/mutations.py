@@ -357,7 +357,7 @@ MUTATIONS = {
     "an interrupt loses the id of an upload": one(
         S3, "await asyncio.shield(self._beginning)", "await self._beginning", S3_SERVERS, "behind"
     ),
-    "on fsspec's own thread nothing is aborted": one(
+    "fsspec's own thread waits for what only it can receive": one(
         S3,
         "        if _running_loop() is not self.loop:\n            with suppress(OSError):",
         "        if True:\n            with suppress(OSError):",

@@ -307,6 +307,7 @@ class _Client:
                 "asynchronous": True,
             }
         )
+        self._is_session_given = self._fs.session is not None
         self._connecting = asyncio.Lock()
         self._closed = False
         self._running: set[asyncio.Task[Any]] = set()
@@ -458,8 +459,11 @@ class _Client:
         return client
 
     async def _connect(self) -> None:
+        if self._creators and not self._is_session_given:
+            # Credentials are taken anew from where they come from. The oldest s3fs that is allowed
+            # would keep them with its session.
+            self._fs.session = None
         try:
-            # With refresh, credentials are taken anew from where they come from.
             client = await self._fs.set_session(refresh=bool(self._creators))
         except TypeError as error:
             message = "check the names of the storage options, and of FSSPEC_S3_... if it is set"
