@@ -170,7 +170,7 @@ headers = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(headers, st.binary(max_size=200), st.integers(1, 64))
 @example(HEADER._replace(task="\ud83d\ude00"), b"", 1)
 @example(HEADER._replace(workflow="\ud83d\ude00"), b"\n\n", 1)
@@ -441,7 +441,7 @@ def test_a_newer_format_is_told_whatever_follows_its_version(
             decode(line(parsed) + tail)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1_000, deadline=None)
 @given(st.binary(max_size=100), st.booleans())
 def test_arbitrary_bytes_are_corrupt(data: bytes, is_sealed: bool) -> None:  # noqa: FBT001
     for decode in (decode_whole, decode_stream):

@@ -126,11 +126,11 @@ def reference(name: str) -> str:
 pytestmark = pytest.mark.slow
 
 many = settings(
-    max_examples=2_000,
+    max_examples=10_000,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-some = settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @many

@@ -59,7 +59,7 @@ records = st.builds(
     created=st.just(RECORD.created),
     updated=st.just(RECORD.updated),
 )
-many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def fields(**changes: Any) -> dict[str, Any]:

@@ -83,7 +83,7 @@ pytestmark = pytest.mark.slow
 
 HEAVY = os.environ.get("CHECKPOINT_STORE_HEAVY") == "1"
 
-HISTORIES = {"ministack": 20, "local": 60, "memory": 250}
+HISTORIES = {"ministack": 200, "local": 200, "memory": 250}
 """How many are made where time is short."""
 
 WORKFLOWS = {**SIBLINGS, "wf": "wf", "wf/": "wf%2F", "wf@0123456789abcdef": "wf%400123456789abcdef"}
