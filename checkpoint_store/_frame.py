@@ -17,11 +17,12 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import xxhash
 
 from . import _json
+from ._filesystems.base import Contents, Data, Source, Upload
 from ._handling import Moment
 from ._names import fold_alike
 from .errors import (
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from ._filesystems.base import Upload
-
 VERSION = 1
 MAX_HEADER_BYTES = 16 * 1024
 
@@ -45,22 +44,6 @@ _LENGTH = struct.Struct(">Q")
 TRAILER_BYTES = _LENGTH.size + 16
 _CHUNK = 1024 * 1024
 _JOINED_BYTES = 1024 * 1024  # Copying as much takes less time than two more writes.
-
-Data = bytes | bytearray | memoryview
-
-
-class Contents(Protocol):
-    """A whole file: its bytes, or what reads each slice when it is asked for."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, part: slice, /) -> bytes: ...
-
-
-class Source(Protocol):
-    """Where a stream is read from. `read` returns b"" only at the end."""
-
-    def read(self, size: int, /) -> bytes: ...
-    def close(self) -> None: ...
 
 
 class Header(NamedTuple):
@@ -99,6 +82,12 @@ def encode_header(header: Header) -> bytes:
             "a shorter __name__"
         )
     return line
+
+
+def has_header(head: bytes) -> bool:
+    """Whether a file that begins like this may be a checkpoint. Without a header line it is corrupt
+    whatever follows."""
+    return b"\n" in head[:MAX_HEADER_BYTES]
 
 
 def encode_frame(header: Header, payload: Data) -> tuple[Data, ...]:

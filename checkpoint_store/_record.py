@@ -6,7 +6,7 @@ import json
 import re
 import reprlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -19,12 +19,6 @@ from .errors import CorruptRecordError, FingerprintError, InvalidNameError
 VERSION = 1
 MAX_RECORD_BYTES = 64 * 1024
 MAX_FINGERPRINT_BYTES = 1024
-
-MAX_NAMES = 10
-"""Of inputs, in a sentence."""
-
-_short = reprlib.Repr()
-_short.maxstring = 60
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -47,20 +41,6 @@ class Record:
     inputs: Mapping[str, str] | None
     created: str
     updated: str
-
-
-@dataclass(frozen=True, slots=True)
-class InputChange:
-    """How the inputs differ from those of the stored checkpoints: names only, never values.
-
-    The tuples are sorted. They are empty where the record has no digest per input (an explicit
-    fingerprint, or too many inputs); `reason` is a sentence in every case.
-    """
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
-    reason: str
 
 
 def new_record(
@@ -94,37 +74,6 @@ def overlay(record: Record) -> Record:
 def label(record: Record, fingerprint: str) -> Record:
     """The next version of a record that had no fingerprint: what is there gets this one."""
     return replace(record, fingerprint=fingerprint, nonce=secrets.token_hex(16), updated=_now())
-
-
-def change_of(
-    record: Record, fingerprint: str, inputs: Mapping[str, str] | None
-) -> InputChange | None:
-    """What makes these inputs differ from those of `record`; None if they are the same."""
-    if record.base is not None:
-        return _change(record, inputs, "an earlier run reused these checkpoints with other inputs")
-    if record.fingerprint is None:
-        return InputChange((), (), (), "the checkpoints were written without a fingerprint")
-    if record.fingerprint != fingerprint:
-        return _change(record, inputs, "the fingerprint differs")
-    return None
-
-
-def _change(record: Record, inputs: Mapping[str, str] | None, otherwise: str) -> InputChange:
-    if record.inputs is None or inputs is None:
-        return InputChange((), (), (), otherwise)
-    old, new = record.inputs, inputs
-    added = tuple(sorted(new.keys() - old.keys()))
-    removed = tuple(sorted(old.keys() - new.keys()))
-    changed = tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name]))
-    kinds = {"added": added, "removed": removed, "changed": changed}
-    differences = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
-    return InputChange(added, removed, changed, differences or otherwise)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few of these names, and how many more there are."""
-    shown = ", ".join(map(_short.repr, names[:MAX_NAMES]))
-    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
 
 
 def check_fingerprint(fingerprint: str) -> str:

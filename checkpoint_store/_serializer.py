@@ -9,7 +9,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ._frame import Data, Header
+from ._filesystems.base import Data
+from ._frame import Header
 from ._modules import MAIN, importable_name
 from .errors import SerializationError
 

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._record import InputChange
+    from ._changes import InputChange
 
 
 class CheckpointStoreError(Exception):

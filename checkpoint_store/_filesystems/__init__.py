@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 from ..errors import InvalidURLError
 from .base import Filesystem
+
+if TYPE_CHECKING:
+    from .local import LocalFilesystem
 
 __all__ = ["Filesystem", "Location", "connect", "text_of"]
 
@@ -78,9 +82,22 @@ def connect(
     own_options = url.storage_options if isinstance(url, _UPath) else {}
     options = {**own_options, **(storage_options or {})}
     scheme, rest = _split(text)
+    filesystem: Filesystem
     if scheme in ("file", "local"):
-        return _local(rest, options, durable=durable)
+        filesystem = local = _local(rest, options, durable=durable)
+        text = local.root  # A relative path leads elsewhere from another folder.
+    else:
+        filesystem = _remote(text, scheme, rest, options, max_concurrency)
+    filesystem.url = text
+    filesystem.made_by = partial(
+        connect, text, options, durable=durable, max_concurrency=max_concurrency
+    )
+    return filesystem
 
+
+def _remote(
+    text: str, scheme: str, rest: str, options: Mapping[str, Any], max_concurrency: int
+) -> Filesystem:
     path = rest.rstrip("/")
     parts = path.split("/")
     if re.search(r"[?#\x00-\x1f\x7f]", path):
@@ -139,7 +156,7 @@ def _split(text: str) -> tuple[str, str]:
     return scheme, rest[2:]
 
 
-def _local(path: str, options: Mapping[str, Any], *, durable: bool) -> Filesystem:
+def _local(path: str, options: Mapping[str, Any], *, durable: bool) -> LocalFilesystem:
     from .local import LocalFilesystem
 
     _refuse_options(path, options)

@@ -5,25 +5,41 @@ from __future__ import annotations
 import os
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Self, TypeVar
-
-from .._frame import Contents, Data, Source
+from itertools import islice
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 SMALL_BYTES = 64 * 1024 + 1
-"""As much of a record as is ever read: one byte more than it may have."""
+"""How much `read_small` reads at most: one byte more than a file that is swapped may have."""
+
+HEAD_BYTES = 64 * 1024
+"""How much of a file is read before the caller is asked whether the rest is wanted."""
 
 PAGE = 1000
-"""Names a page, as S3 lists and deletes them."""
+"""How many files a page of a list has at most, and how many are deleted at once, as on S3."""
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | getattr(os, "O_BINARY", 0)
 """Flags for a new file of our own, whatever lies in its place."""
 
+Data = bytes | bytearray | memoryview
+
 _T = TypeVar("_T")
-_R = TypeVar("_R")
+
+
+class Contents(Protocol):
+    """A whole file: its bytes, or what reads each slice when it is asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+class Source(Protocol):
+    """Where a stream is read from. `read` returns b"" only at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
 
 
 class Stored(NamedTuple):
@@ -34,12 +50,25 @@ class Stored(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A file in a folder: its size in bytes, and the time of its last change since the epoch in
-    seconds, or None if the storage does not tell."""
+    """A file in a folder: its size in bytes, and the time of its last change in seconds since the
+    epoch, or None if the storage does not tell."""
 
     name: str
-    size: int
-    written: float | None
+    size: int = 0
+    written: float | None = None
+
+
+class Page(NamedTuple, Generic[_T]):
+    """A part of a list. `more` is what to ask the next page with, or None after the last one."""
+
+    items: list[_T]
+    more: Any = None
+
+
+def page_of(items: Iterator[_T]) -> Page[_T]:
+    """The next page of a list that is made an item at a time."""
+    found = list(islice(items, PAGE))
+    return Page(found, items if len(found) == PAGE else None)
 
 
 class Upload(ABC):
@@ -98,15 +127,13 @@ def upload_all(upload: Upload, parts: Sequence[Data]) -> None:
         raise
 
 
-def _finished(running: dict[Future[_R], int]) -> Iterator[tuple[int, _R]]:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        yield running.pop(future), future.result()
+def anything(_: bytes) -> bool:
+    return True
 
 
 @lru_cache(maxsize=32)
-def _rebuild(arguments: bytes) -> Filesystem:
-    kind, args, kwargs = pickle.loads(arguments)
-    filesystem: Filesystem = kind(*args, **kwargs)
+def _connect_again(made_by: bytes) -> Filesystem:
+    filesystem: Filesystem = pickle.loads(made_by)()
     return filesystem
 
 
@@ -116,16 +143,36 @@ class Filesystem(ABC):
     conditional_writes: bool | None
     """Whether `swap` is atomic among all writers; None until it has refused one."""
 
+    conditions: tuple[str, str] | None
+    """What refuses to create a file that is there, and to swap one that has changed; None if this
+    kind of storage has nothing that does. The words are for people."""
+
+    durability: str
+    """When a write survives a crash of the storage, for people to read."""
+
     max_concurrency: int
     """How many calls at once pay off and are safe."""
+
+    blocks = True
+    """Whether a call holds up its thread; `LoopFilesystem` can be awaited, too."""
+
+    is_of_one_process = False
+    """Whether another process would see other files under the same URL."""
+
+    in_pieces = False
+    """Whether `list_folders` may name a folder again after others."""
 
     warned = False
     """Whether somebody was told that there are no conditional writes, or of the caveat."""
 
-    in_pieces = False
-    """Whether `folders` may name a folder several times, each time with others of its files."""
+    _threads: tuple[int, Any] | None = None
+    """A pool of threads, and the process that it belongs to."""
 
-    _arguments: tuple[object, ...]
+    url: str
+    """Where it is: an absolute path, or a URL. `connect` sets it."""
+
+    made_by: Callable[[], Filesystem]
+    """The call of `connect` that would make it again, in another process, too."""
 
     @property
     def caveat(self) -> str | None:
@@ -136,18 +183,18 @@ class Filesystem(ABC):
         """
         return None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        self = super().__new__(cls)
-        self._arguments = (cls, args, kwargs)
-        return self
-
-    def __reduce__(self) -> tuple[Callable[[bytes], Filesystem], tuple[bytes]]:
+    def __reduce__(self) -> tuple[Callable[..., Filesystem], tuple[Any, ...]]:
         # Connections stay behind. Copies in one process share theirs, or a worker that is handed
         # a run with each task would connect for each.
-        return _rebuild, (pickle.dumps(self._arguments),)
+        return _connect_again, (pickle.dumps(self.made_by),)
 
     @abstractmethod
-    def read(self, key: str) -> Contents: ...
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> Contents:
+        """A whole file.
+
+        Once as much as `HEAD_BYTES` of it has been read, `is_wanted` is given that much; where it
+        says no, the rest may be left unread, and the contents end there.
+        """
 
     @abstractmethod
     def read_small(self, key: str) -> Stored:
@@ -175,19 +222,20 @@ class Filesystem(ABC):
         """
 
     @abstractmethod
-    def pages(self, folder: str) -> Iterator[list[str]]:
-        """The names of the files in a folder, a page at a time; none if there is no folder."""
+    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: FBT001, FBT002
+        """The files in a folder, none if there is no folder; sizes and times if they are asked for
+        or cost nothing."""
 
     @abstractmethod
-    def entries(self, folder: str) -> Iterator[Entry]:
-        """The files in a folder; none if there is no folder."""
+    def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
+        """The folders with a file whose name `has` accepts. A page may be empty and not the last.
 
-    @abstractmethod
-    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
-        """Every folder, lazily, with the names of its files, to be read before the next folder.
-
-        With `in_pieces` a folder comes as often as the storage's list returns to it.
+        With `in_pieces` a folder may come again on a later page.
         """
+
+    def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:  # noqa: ARG002
+        """Keys that interrupted operations on a folder left outside it."""
+        return Page([])
 
     @abstractmethod
     def open_read(self, key: str) -> Source: ...
@@ -195,58 +243,65 @@ class Filesystem(ABC):
     @abstractmethod
     def open_write(self, key: str) -> Upload: ...
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[tuple[int, Contents | Exception]]:
-        """What `read` returns or raises for `each` key."""
-        return self.each(self.read, keys)
+    def detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:  # noqa: ARG002
+        """Removes the file `name` of a folder, and where it can the whole folder in one step.
 
-    def write_many(
-        self, files: Iterable[tuple[str, Sequence[Data]]]
-    ) -> Iterator[tuple[int, Exception | None]]:
-        """What `write` returns or raises for `each` file."""
-        return self.each(lambda file: self.write(*file), files)
-
-    def each(
-        self, call: Callable[[_T], _R], items: Iterable[_T], *, at_most: int | None = None
-    ) -> Iterator[tuple[int, _R | Exception]]:
-        """What `call` returns or raises for each item, with its position, as it becomes known.
-
-        Up to `max_concurrency` calls are made at once, and items are taken as calls can begin.
+        A folder with files that are not `is_ours` keeps them.
         """
-
-        def outcome(item: _T) -> _R | Exception:
-            try:
-                return call(item)
-            except Exception as error:  # noqa: BLE001
-                return error
-
-        workers = min(self.max_concurrency, at_most or self.max_concurrency)
-        if workers == 1:
-            try:
-                yield from enumerate(map(outcome, items))
-            finally:
-                del items  # An error's traceback keeps this frame, and it would keep files open.
-            return
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="checkpoint_store")
-        running: dict[Future[_R | Exception], int] = {}
-        try:
-            for index, item in enumerate(items):
-                running[pool.submit(outcome, item)] = index
-                if len(running) == workers:
-                    yield from _finished(running)
-            while running:
-                yield from _finished(running)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def detach(self, folder: str, record: str) -> None:
-        """The moment in which a folder is cleared: its record goes, before or with its files."""
-        failures = self.delete([f"{folder}/{record}"])
-        for reason in failures.values():
+        for reason in self.delete([f"{folder}/{name}"]).values():
             raise OSError(f"the record could not be deleted: {reason}")
 
-    def leftovers(self, folder: str) -> Iterator[list[str]]:  # noqa: ARG002
-        """Keys that interrupted operations on a folder left outside it, a page at a time."""
-        return iter(())
+    def remove_all(self) -> None:
+        """Removes all files in the folders under the root, and the folders that were made here."""
+        folders = []
+        page = Page[str]([], None)
+        while True:
+            page = self.list_folders(lambda _: True, page.more)
+            folders += page.items
+            if page.more is None:
+                break
+        for folder in dict.fromkeys(folders):
+            self._remove_files(folder)
+        if self.list_folders(lambda _: True).items:
+            raise OSError("files are still listed after they were deleted")
 
-    def close(self) -> None:  # noqa: B027
-        """Releases connections. The next call would open new ones."""
+    def _remove_files(self, folder: str) -> None:
+        page = self.list_files(folder)
+        while page.items:
+            for key, reason in self.delete(
+                [f"{folder}/{file.name}" for file in page.items]
+            ).items():
+                raise OSError(f"{key}: {reason}")
+            page = self.list_files(folder, page.more) if page.more else Page([])
+
+    async def perform(self, verb: str, arguments: Sequence[Any]) -> Any:
+        """What a verb returns, awaited from any event loop."""
+        return await self.in_thread(getattr(self, verb), *arguments)
+
+    async def in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """What a blocking call returns, made in a thread of this filesystem's own.
+
+        Whoever is cancelled meanwhile is so once the call has ended: what is written next must not
+        be overtaken.
+        """
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+
+        process = os.getpid()
+        if self._threads is None or self._threads[0] != process:
+            pool = ThreadPoolExecutor(self.max_concurrency, thread_name_prefix="checkpoint_store")
+            self._threads = process, pool
+        future = self._threads[1].submit(call, *arguments)
+        waiting = asyncio.ensure_future(asyncio.wrap_future(future))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            if not future.cancel():
+                await asyncio.wait([waiting])
+            raise
+
+    def close(self) -> None:
+        """Releases connections and threads. The next call would open new ones."""
+        if self._threads is not None and self._threads[0] == os.getpid():
+            self._threads[1].shutdown(wait=False)
+        self._threads = None

@@ -15,6 +15,7 @@ class _ConditionalFilesystem(GenericFilesystem):
     """A `swap` is one write, which the server refuses if the file is another version by now."""
 
     conditional_writes: bool | None = None
+    conditions: tuple[str, str] = "If-None-Match", "If-Match"
     _version: str
     """What `info` calls that which no two versions of a file share."""
 
@@ -59,6 +60,7 @@ class AzureFilesystem(_ConditionalFilesystem):
 
 
 class GoogleFilesystem(_ConditionalFilesystem):
+    conditions = "ifGenerationMatch", "ifGenerationMatch"
     _version = "generation"
 
     def _replace(self, path: str, version: str | None, data: bytes) -> None:

@@ -8,24 +8,33 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 import fsspec
-import fsspec.asyn
 
-from .._frame import Data, Source
-from .base import CREATE, PAGE, SMALL_BYTES, Entry, Filesystem, Stored, Upload, write_all
-
-if hasattr(os, "register_at_fork"):
-    # A lock held by another thread at the time of the fork would stay locked in the child.
-    os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
+from . import loop  # noqa: F401 - after a fork it resets fsspec's
+from .base import (
+    CREATE,
+    SMALL_BYTES,
+    Data,
+    Entry,
+    Filesystem,
+    Page,
+    Source,
+    Stored,
+    Upload,
+    anything,
+    page_of,
+    write_all,
+)
 
 
 class GenericFilesystem(Filesystem):
     """Literal calls only: fsspec's `rm`, `cat` and `get` expand globs, `exists` hides errors."""
 
     conditional_writes: bool | None = False
+    conditions: tuple[str, str] | None = None
+    durability = "unknown: up to the server behind this protocol"
 
     def __init__(
         self, protocol: str, path: str, options: Mapping[str, Any], *, max_concurrency: int
@@ -52,7 +61,7 @@ class GenericFilesystem(Filesystem):
     def _path(self, key: str = "") -> str:
         return f"{self._url_path}/{key}".rstrip("/")
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> bytes:  # noqa: ARG002
         return bytes(self._fs.cat_file(self._path(key)))
 
     def read_small(self, key: str) -> Stored:
@@ -99,21 +108,26 @@ class GenericFilesystem(Filesystem):
                 failures[key] = str(error) or type(error).__name__
         return failures
 
-    def pages(self, folder: str) -> Iterator[list[str]]:
-        names = self._names(folder)
-        while page := list(islice(names, PAGE)):
-            yield page
+    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: ARG002, FBT001, FBT002
+        return page_of(more or self._files(folder))
 
-    def entries(self, folder: str) -> Iterator[Entry]:
-        for entry in self._list(self._path(folder)):
-            if entry["type"] == "file":
-                yield Entry(_name(entry), entry.get("size") or 0, _written(entry))
+    def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
+        return page_of(more or self._list_folders(has))
 
-    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
+    def _list_folders(self, has: Callable[[str], bool]) -> Iterator[str]:
         for entry in self._list(self._path()):
             if entry["type"] == "directory":
                 folder = _name(entry)
-                yield folder, self._names(folder)
+                if any(has(file.name) for file in self._files(folder)):
+                    yield folder
+
+    def remove_all(self) -> None:
+        folders = self.list_folders(lambda _: True).items
+        super().remove_all()
+        # Some have no folders, or none that can be removed.
+        for path in [*map(self._path, folders), self._path()]:
+            with suppress(Exception):
+                self._fs.rmdir(path)
 
     def open_read(self, key: str) -> Source:
         source: Source = self._fs.open(self._path(key), "rb")
@@ -125,9 +139,10 @@ class GenericFilesystem(Filesystem):
     def put(self, local_path: str, key: str) -> None:
         self._publish(key, lambda path: self._fs.put_file(local_path, path))
 
-    def _names(self, folder: str) -> Iterator[str]:
-        entries = self._list(self._path(folder))
-        return (_name(entry) for entry in entries if entry["type"] == "file")
+    def _files(self, folder: str) -> Iterator[Entry]:
+        for entry in self._list(self._path(folder)):
+            if entry["type"] == "file":
+                yield Entry(_name(entry), entry.get("size") or 0, _written(entry))
 
     def _list(self, path: str) -> list[dict[str, Any]]:
         fs = self._fs

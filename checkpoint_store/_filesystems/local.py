@@ -6,26 +6,30 @@ import errno
 import io
 import os
 import secrets
+import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from itertools import chain, islice
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
-from .._frame import Contents, Data, Source
-from .._names import decode_name, is_ours
 from ..errors import ContentionError, InvalidNameError
 from .base import (
     CREATE,
     NOFOLLOW,
-    PAGE,
     SMALL_BYTES,
+    Contents,
+    Data,
     Entry,
     Filesystem,
+    Page,
+    Source,
     Stored,
     Upload,
+    anything,
+    page_of,
     upload_all,
     write_all,
 )
@@ -47,18 +51,21 @@ class LocalFilesystem(Filesystem):
     check, and follow links."""
 
     conditional_writes = True
+    conditions = "a lock", "a lock"
+    durability = "by design, not tried: file and folder are synced before a write ends"
     max_concurrency = 1
 
     def __init__(self, root: str, *, durable: bool) -> None:
         self.root = root
         self.durable = durable
         self._ancestors_synced = False
+        self._made_above: list[str] = []
 
     @cached_property
     def caveat(self) -> str | None:
         return caveat_of(self.root)
 
-    def read(self, key: str) -> Contents:
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> Contents:  # noqa: ARG002
         descriptor, size = self._open(key)
         if size > _WHOLE_BYTES:
             return _OpenFile(descriptor, size)
@@ -122,29 +129,33 @@ class LocalFilesystem(Filesystem):
                 os.rmdir(os.path.join(self.root, folder))
         return failures
 
-    def pages(self, folder: str) -> Iterator[list[str]]:
-        path = os.path.join(self.root, folder)
-        _refuse_link(path)
-        names = (entry.name for entry in _files(path))
-        while page := list(islice(names, PAGE)):
-            yield page
+    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: FBT001, FBT002
+        return page_of(more or self._list_files(folder, sizes=sizes))
 
-    def entries(self, folder: str) -> Iterator[Entry]:
+    def _list_files(self, folder: str, *, sizes: bool) -> Iterator[Entry]:
         path = os.path.join(self.root, folder)
         _refuse_link(path)
         for entry in _files(path):
+            if not sizes:
+                yield Entry(entry.name)
+                continue
             with suppress(FileNotFoundError):
                 found = entry.stat(follow_symlinks=False)
                 yield Entry(entry.name, found.st_size, found.st_mtime)
 
-    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
-        retired: dict[str, list[str]] = {}
+    def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
+        return page_of(more or self._list_folders(has))
+
+    def _list_folders(self, has: Callable[[str], bool]) -> Iterator[str]:
+        removed: dict[str, list[str]] = {}
         for name in _subfolders(os.path.join(self.root, ".tmp")):
-            retired.setdefault(name.partition("~")[0], []).append(f".tmp/{name}")
+            removed.setdefault(name.partition("~")[0], []).append(f".tmp/{name}")
         for folder in _subfolders(self.root):
-            yield folder, self._names([folder, *retired.pop(folder, ())])
-        for folder, paths in retired.items():
-            yield folder, self._names(paths)
+            if any(map(has, self._names([folder, *removed.pop(folder, ())]))):
+                yield folder
+        for folder, paths in removed.items():
+            if any(map(has, self._names(paths))):
+                yield folder
 
     def open_read(self, key: str) -> Source:
         descriptor, _ = self._open(key)
@@ -153,14 +164,11 @@ class LocalFilesystem(Filesystem):
     def open_write(self, key: str) -> Upload:
         return _LocalUpload(self, key)
 
-    def detach(self, folder: str, record: str) -> None:
-        """Renames the folder away, so that writers cannot disturb its removal.
+    def detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:
+        """Renames the folder away, so that writers cannot disturb its removal."""
+        self._locked(folder, lambda: self._detach(folder, name, is_ours))
 
-        A folder with files that are not ours keeps them: only the record is removed.
-        """
-        self._locked(folder, lambda: self._detach(folder, record))
-
-    def _detach(self, folder: str, record: str) -> None:
+    def _detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:
         path = os.path.join(self.root, folder)
         _refuse_link(path)
         try:
@@ -173,12 +181,12 @@ class LocalFilesystem(Filesystem):
             return
         if not self._spelled(folder):
             raise InvalidNameError(
-                f"{decode_name(folder)!r} is another workflow's name but for upper and lower "
-                "case, which this disk does not tell apart: use its exact name"
+                f"the folder {folder} has another name but for upper and lower case, which this "
+                "disk does not tell apart: use its exact name"
             )
         if kept:
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(path, record))
+                os.unlink(os.path.join(path, name))
             self._sync_folder(path)
         else:
             self._make_folder(".tmp")
@@ -190,8 +198,11 @@ class LocalFilesystem(Filesystem):
                     raise
         self._sync_folder(self.root)
 
-    def leftovers(self, folder: str) -> Iterator[list[str]]:
+    def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:
         """Files of folders that were renamed away. Temporary files of dead writers are removed."""
+        return page_of(more or self._list_leftovers(folder))
+
+    def _list_leftovers(self, folder: str) -> Iterator[str]:
         tmp = os.path.join(self.root, ".tmp")
         _refuse_link(tmp)
         try:
@@ -201,12 +212,19 @@ class LocalFilesystem(Filesystem):
         for name in names:
             path = os.path.join(tmp, name)
             if os.path.isdir(path) and not os.path.islink(path):
-                for page in self.pages(f".tmp/{name}"):
-                    yield [f".tmp/{name}/{file}" for file in page]
+                for file in _files(path):
+                    yield f".tmp/{name}/{file.name}"
                 with suppress(OSError):
                     os.rmdir(path)
             else:
                 _sweep(path)
+
+    def remove_all(self) -> None:
+        if os.path.lexists(self.root):
+            shutil.rmtree(self.root)
+        with suppress(OSError):
+            while self._made_above:
+                os.rmdir(self._made_above.pop())
 
     def _names(self, folders: Sequence[str]) -> Iterator[str]:
         files = chain.from_iterable(_files(os.path.join(self.root, path)) for path in folders)
@@ -246,6 +264,8 @@ class LocalFilesystem(Filesystem):
         for path in reversed(missing):
             with suppress(FileExistsError):
                 os.mkdir(path)
+                if len(path) < len(self.root):
+                    self._made_above.append(path)
             self._sync_folder(os.path.dirname(path))
 
     def _sync_ancestors(self) -> None:

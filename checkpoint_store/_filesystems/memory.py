@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from .._frame import Data, Source
 from ..errors import ContentionError
-from .base import Stored, Upload
+from .base import Data, Filesystem, Source, Stored, Upload, anything
 from .generic import GenericFilesystem
 
 _lock = threading.RLock()
@@ -31,12 +31,18 @@ class MemoryFilesystem(GenericFilesystem):
     """The lock makes `swap` atomic, and keeps listings from failing beside a writer."""
 
     conditional_writes = True
+    conditions = "a lock", "a lock"
+    durability = "not promised: memory is gone with this process"
+    is_of_one_process = True
 
     def __init__(self, path: str, *, process: int | None = None) -> None:
         super().__init__("memory", path, {}, max_concurrency=1)
         # Only a pickle asks for the process: forked children keep what there was, which is theirs.
         self._process = process
-        self._arguments = (type(self), (path,), {"process": process or os.getpid()})
+
+    def __reduce__(self) -> tuple[Callable[..., Filesystem], tuple[Any, ...]]:
+        process = self._process or os.getpid()
+        return partial(MemoryFilesystem, self._url_path, process=process), ()
 
     @property
     def _fs(self) -> Any:
@@ -47,9 +53,9 @@ class MemoryFilesystem(GenericFilesystem):
             )
         return super()._fs
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> bytes:
         with _lock:
-            return super().read(key)
+            return super().read(key, is_wanted)
 
     def read_small(self, key: str) -> Stored:
         with _lock:

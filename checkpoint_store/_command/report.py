@@ -9,7 +9,7 @@ import textwrap
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from ._check import Finding
+from .check import Finding
 
 
 def version() -> str:

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ._policy import Policy
-from ._resume import resume
-from ._store import CheckpointStore
-from .errors import CheckpointNotFoundError, InputChangedError
+from .._policy import Policy
+from .._resume import resume
+from .._store import CheckpointStore
+from ..errors import CheckpointNotFoundError, InputChangedError
 
 _ROW = "  {:6}  {:6}  {:7}  {:7}  {:9}  {:>12} {:5}  {}"
 

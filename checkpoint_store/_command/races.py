@@ -21,8 +21,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Self
 
-from ._filesystems import Filesystem, connect
-from ._filesystems.base import Stored
+from .._filesystems import Filesystem, connect
+from .._filesystems.base import Stored
 
 THREADS = 8
 """In all processes together."""
@@ -35,7 +35,7 @@ _FAREWELL = 5.0
 """Seconds that the second process may take to end by itself."""
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); "
-    "from checkpoint_store._races import serve; serve()"
+    "from checkpoint_store._command.races import serve; serve()"
 )
 
 

@@ -1,0 +1,501 @@
+"""The engine of S3: objects by their keys, one request a call.
+
+s3fs makes the client and understands the options. Its file operations are not used: they ask
+before they read, cache listings, retry what botocore has retried, and drop conditions. What is
+raised is neutral: `FileNotFoundError` for a missing object, `RefusedError` for a condition that did
+not hold, and `OSError` with a remedy for anything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import sys
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import fsspec.asyn
+import fsspec.config
+
+from .base import HEAD_BYTES, PAGE, Data, Entry, Page, Stored, Upload, anything, upload_all
+from .loop import running_loop, wait_for
+from .s3_errors import answer_of, explained, refusal
+
+_T = TypeVar("_T")
+
+_PUT_BYTES = 5 * 1024**3  # As many as one PutObject may have.
+_PART_BYTES = 6 * 1024**2
+_SLICE_BYTES = 256 * 1024
+_READS = 3
+_ABORT_SECONDS = 10.0
+_RETRY_AFTER_SECONDS = 20.0  # As long as botocore's own pauses are at most.
+_CONFIG = {
+    "connect_timeout": 10,
+    "read_timeout": 60,
+    "retries": {"mode": "standard", "total_max_attempts": 5},
+    # No limit: open streams hold connections, and a call that waits for one would wait for ever.
+    "max_pool_connections": 0,
+    # botocore would compose one for every request, which takes a sixth of its time.
+    "user_agent": "checkpoint_store",
+}
+
+_CLOSED = "the store was closed while this was at work: close it after its last call"
+
+logger = logging.getLogger("checkpoint_store")
+
+_connected: WeakSet[object] = WeakSet()
+
+
+def _keep_inherited() -> None:
+    # A child that drops a connection, and be it at its exit, takes it out of the epoll set that it
+    # shares with its parent, which then waits for the next reply in vain (60 s) and tries again.
+    for inherited in list(_connected):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)
+
+
+class S3Engine:
+    """The requests of one process, on fsspec's event loop, and what they raise explained."""
+
+    def __init__(self, bucket: str, options: Mapping[str, Any]) -> None:
+        import s3fs  # Here because it takes 309 ms.
+
+        self.process = os.getpid()
+        self.loop = fsspec.asyn.get_loop()
+        self.bucket = bucket
+        # What the environment sets counts as an option, but must not turn these on.
+        options = fsspec.config.apply_config(s3fs.S3FileSystem, dict(options))
+        self._fs = s3fs.S3FileSystem(
+            **{
+                **options,
+                "config_kwargs": {**_CONFIG, **(options.get("config_kwargs") or {})},
+                "skip_instance_cache": True,
+                "use_listings_cache": False,
+                "version_aware": False,
+                # s3fs would close the connections in forked children, too.
+                "asynchronous": True,
+            }
+        )
+        self._is_session_given = self._fs.session is not None
+        self._connecting = asyncio.Lock()
+        self._closed = False
+        self._running: set[asyncio.Task[Any]] = set()
+        self._creators: list[Any] = []  # Of s3fs; the last one made the connections in use.
+        self._prepared: WeakSet[Any] = WeakSet()
+        self._close_creators = weakref.finalize(
+            self, _close, self.process, self.loop, self._creators
+        )
+
+    def run(self, request: Coroutine[Any, Any, _T]) -> _T:
+        """Waits for a request. What a parent has opened, its forked child cannot go on with."""
+        if self.process != os.getpid():
+            request.close()
+            raise RuntimeError(
+                "this was opened before the fork: open it in the process that uses it"
+            )
+        return wait_for(self.guarded(request))
+
+    def finish(self, request: Coroutine[Any, Any, object], seconds: float) -> None:
+        """Waits so long at most for a request, which goes on to its end in any case.
+
+        On fsspec's own thread, where a reply cannot be waited for, it is only begun.
+        """
+        future = asyncio.run_coroutine_threadsafe(self.guarded(request), self.loop)
+        if running_loop() is not self.loop:
+            with suppress(OSError):
+                future.result(seconds)
+
+    async def guarded(self, request: Coroutine[Any, Any, _T]) -> _T:
+        """What a request returns, or an error as soon as the client is closed.
+
+        On connections that are gone it would be retried for seconds.
+        """
+        if self._closed:
+            request.close()
+            raise OSError(_CLOSED)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            return await request
+        except asyncio.CancelledError:
+            if self._closed:
+                raise OSError(_CLOSED) from None
+            raise
+        except Exception as error:  # noqa: BLE001 - raised again
+            told = explained(error, self.bucket)
+            raise told from told.__cause__
+        finally:
+            self._running.discard(task)
+
+    async def call(self, operation: str, **parameters: Any) -> Any:
+        client = await self._s3()
+        try:
+            return await self._send(client, operation, parameters)
+        except Exception as error:
+            if answer_of(error)[1] != "ExpiredToken":
+                raise
+            logger.debug("the credentials for S3 have expired: looking for newer ones")
+        if hasattr(parameters.get("Body"), "seek"):
+            parameters["Body"].seek(0)
+        return await self._send(await self._s3(instead_of=client), operation, parameters)
+
+    async def _send(self, client: Any, operation: str, parameters: Mapping[str, Any]) -> Any:
+        method = getattr(client, operation)
+        known = self._fs._get_s3_method_kwargs(method, Bucket=self.bucket, **parameters)
+        return await method(**known)
+
+    async def _s3(self, *, instead_of: Any = None) -> Any:
+        """s3fs's client for the region of the bucket, and not the one whose credentials expired."""
+        async with self._connecting:
+            if not self._creators:
+                await self._connect()
+            client = await self._fs.get_s3(self.bucket)
+            if client is instead_of:
+                await self._connect()
+                client = await self._fs.get_s3(self.bucket)
+        if client not in self._prepared:
+            # A set, because s3fs may have made it for another region than the first one.
+            events, retries = client.meta.events, client.meta.config.retries or {}
+            events.register("before-parse.s3.GetObject", _drop_date)
+            events.register_first("needs-retry.s3", _heed_throttling(retries))
+            events.register_first("needs-retry.s3.HeadBucket", _follow_no_redirect)
+            self._prepared.add(client)
+        return client
+
+    async def _connect(self) -> None:
+        if self._creators and not self._is_session_given:
+            # Credentials are taken anew from where they come from. The oldest s3fs that is allowed
+            # would keep them with its session.
+            self._fs.session = None
+        try:
+            client = await self._fs.set_session(refresh=bool(self._creators))
+        except TypeError as error:
+            message = "check the names of the storage options, and of FSSPEC_S3_... if it is set"
+            raise OSError(f"{error}: {message}") from error
+        creator = self._fs._s3creator
+        known = client.meta.service_model.operation_model("PutObject").input_shape.members
+        if not {"IfMatch", "IfNoneMatch"} <= set(known):
+            await creator.__aexit__(None, None, None)
+            raise RuntimeError(
+                "this version of botocore does not know conditional writes: "
+                "pip install --upgrade 'aiobotocore>=2.16' s3fs"
+            )
+        _connected.add(self)
+        # Earlier ones stay open until all are closed: requests and streams may be using them.
+        self._creators.append(creator)
+
+    async def begin_upload(self, key: str) -> str:
+        """Begins a multipart upload, and returns its id."""
+        declared = {}
+        config = (await self._s3()).meta.config
+        if getattr(config, "request_checksum_calculation", "") == "when_supported" and (
+            "ChecksumAlgorithm" not in self._fs.s3_additional_kwargs
+        ):
+            # botocore sends it with each part, and strict servers (LocalStack 4.14) refuse parts
+            # whose checksum was not declared.
+            declared["ChecksumAlgorithm"] = "CRC32"
+        reply = await self.call("create_multipart_upload", Key=key, **declared)
+        return str(reply["UploadId"])
+
+    def close(self) -> None:
+        def cancel() -> None:
+            for task in self._running:
+                task.cancel()
+
+        self._closed = True
+        if self.loop.is_running():
+            self.loop.call_soon_threadsafe(cancel)
+        self._close_creators()
+
+    async def put(self, key: str, data: Data | Body, **condition: str) -> None:
+        """Stores an object, or raises `RefusedError` if the condition does not hold."""
+        try:
+            await self.guarded(self.call("put_object", Key=key, Body=data, **condition))
+        except OSError as error:
+            if condition and (refused := refusal(error.__cause__, condition)):
+                raise refused from error
+            raise
+
+    async def get(
+        self, key: str, size: int = sys.maxsize, is_wanted: Callable[[bytes], bool] = anything
+    ) -> Stored:
+        """Up to `size` bytes of an object; no more than the head of one that is not wanted."""
+        return await self.guarded(self._get(key, size, is_wanted))
+
+    async def contains(self, key: str) -> bool:
+        # HeadObject has no error code and so cannot tell a missing bucket from a missing key.
+        try:
+            await self.guarded(self._get(key, 1, anything, Range="bytes=0-0"))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if answer_of(error.__cause__)[0] != 416:  # The object is empty.
+                raise
+        return True
+
+    async def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        """Deletes objects, and returns those that it could not with the reason."""
+        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        reply = await self.guarded(self.call("delete_objects", Delete=objects))
+        return {
+            error.get("Key", ""): f"{error.get('Code')}: {error.get('Message')}"
+            for error in reply.get("Errors", ())
+            if error.get("Code") != "NoSuchKey"
+        }
+
+    async def list(self, prefix: str, token: str | None) -> Page[Entry]:
+        """A page of the objects whose keys begin with `prefix`, named by what follows it."""
+        start = {} if token is None else {"ContinuationToken": token}
+        listing = self.call("list_objects_v2", Prefix=prefix, MaxKeys=PAGE, **start)
+        reply = await self.guarded(listing)
+        if "IsTruncated" not in reply:
+            raise OSError("an empty reply: take away what answers in place of S3")
+        found = [
+            Entry(
+                item["Key"].removeprefix(prefix),
+                item.get("Size", 0),
+                item["LastModified"].timestamp() if "LastModified" in item else None,
+            )
+            for item in reply.get("Contents", ())
+        ]
+        return Page(found, reply["NextContinuationToken"] if reply["IsTruncated"] else None)
+
+    async def open_read(self, key: str) -> Download:
+        reply = await self.guarded(self.call("get_object", Key=key))
+        return Download(self, reply["Body"])
+
+    async def write(self, key: str, parts: Sequence[Data]) -> None:
+        """Stores an object of any size."""
+        if sum(map(len, parts)) <= _PUT_BYTES:
+            await self.put(key, body_of(parts))
+        else:
+            await asyncio.to_thread(upload_all, MultipartUpload(self, key), parts)
+
+    async def _get(
+        self, key: str, size: int, is_wanted: Callable[[bytes], bool], **parameters: Any
+    ) -> Stored:
+        for attempt in count(1):
+            reply = await self.call("get_object", Key=key, **parameters)
+            body = reply["Body"]
+            try:
+                chunks = await _take(body, min(size, HEAD_BYTES))
+                if size > HEAD_BYTES and is_wanted(b"".join(chunks)):
+                    chunks += await _take(body, size - HEAD_BYTES)
+                break
+            except Exception as error:
+                # botocore no longer retries once the body has begun.
+                if attempt == _READS:
+                    raise
+                logger.debug("S3 broke a reply off, reading again: %s", error)
+            finally:
+                body.close()
+        return Stored(b"".join(chunks), reply.get("ETag", ""))
+
+
+class Download:
+    def __init__(self, client: S3Engine, body: Any) -> None:
+        self._client = client
+        self._body = body
+        _connected.add(self)
+
+    def read(self, size: int, /) -> bytes:
+        return b"".join(self._client.run(_take(self._body, size)))
+
+    def close(self) -> None:
+        if self._client.process == os.getpid():
+            self._client.loop.call_soon_threadsafe(self._body.close)
+
+
+class MultipartUpload(Upload):
+    """One PutObject at the end, or a multipart upload once there is more than a part."""
+
+    def __init__(self, client: S3Engine, key: str) -> None:
+        self._client = client
+        self._key = key
+        self._beginning: asyncio.Task[str] | None = None
+        self._parts: list[dict[str, Any]] = []
+        self._buffer = bytearray()
+        super().__init__()
+
+    def write(self, data: Data) -> None:
+        with memoryview(data) as view:
+            start = 0
+            while start < len(view):
+                # The 10,000 parts that there may be hold 322 GiB.
+                size = _PART_BYTES * (1 + len(self._parts) // 1000)
+                stop = start + size - len(self._buffer)
+                self._buffer += view[start:stop]
+                start = stop
+                if len(self._buffer) >= size:
+                    self._run(self._send_part())
+
+    def _commit(self) -> None:
+        if self._beginning is None:
+            self._run(self._client.call("put_object", Key=self._key, Body=body_of([self._buffer])))
+        else:
+            if self._buffer:
+                self._run(self._send_part())
+            self._run(self._complete())
+
+    def _discard(self) -> None:
+        self._client.finish(self._abort(), _ABORT_SECONDS)
+
+    def _run(self, request: Coroutine[Any, Any, _T]) -> _T:
+        if self._is_over:
+            request.close()
+            raise ValueError("the upload has been committed or discarded")
+        try:
+            return self._client.run(request)
+        except BaseException:
+            self.discard()
+            raise
+
+    async def _id(self) -> str:
+        if self._beginning is None:
+            begin = self._client.guarded(self._client.begin_upload(self._key))
+            self._beginning = asyncio.ensure_future(begin)
+        # Shielded, because what S3 has begun can only be aborted by the id in its reply.
+        return await asyncio.shield(self._beginning)
+
+    async def _send_part(self) -> None:
+        upload_id, number = await self._id(), len(self._parts) + 1
+        body, self._buffer = self._buffer, bytearray()
+        reply = await self._client.call(
+            "upload_part",
+            Key=self._key,
+            UploadId=upload_id,
+            PartNumber=number,
+            Body=body_of([body]),
+        )
+        # S3 wants the checksums again that botocore has sent.
+        sums = {name: value for name, value in reply.items() if name.startswith("Checksum")}
+        self._parts.append({"PartNumber": number, "ETag": reply["ETag"], **sums})
+
+    async def _complete(self) -> None:
+        reply = await self._client.call(
+            "complete_multipart_upload",
+            Key=self._key,
+            UploadId=await self._id(),
+            MultipartUpload={"Parts": self._parts},
+        )
+        if "ETag" not in reply:
+            raise OSError("the reply does not say that the upload is complete: write it again")
+
+    async def _abort(self) -> None:
+        self._buffer = bytearray()
+        if self._beginning is not None:
+            try:
+                await self._client.call(
+                    "abort_multipart_upload", Key=self._key, UploadId=await self._id()
+                )
+            except Exception as error:  # noqa: BLE001
+                why = explained(error, self._client.bucket)
+                logger.debug("an upload to S3 could not be aborted: %s", why)
+
+
+async def _take(body: Any, size: int) -> list[bytes]:
+    """Up to `size` bytes, fewer only at the end."""
+    chunks = []
+    while size > 0 and (chunk := await body.read(size)):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return chunks
+
+
+def body_of(parts: Sequence[Data]) -> bytes | Body:
+    # Small ones are joined, which costs less than to hand them on one after the other.
+    return b"".join(parts) if sum(map(len, parts)) <= 1024**2 else Body(parts)
+
+
+class Body:
+    """What botocore reads, as often as it likes, without the two copies it makes of bytes.
+
+    It is no `io.IOBase`, or aiohttp would read it in a thread, which none may begin at exit.
+    """
+
+    def __init__(self, parts: Sequence[Data]) -> None:
+        self._parts = [memoryview(part).cast("B") for part in parts]
+        self._size = sum(map(len, self._parts))
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        chunks = []
+        size = self._size if size < 0 else size
+        while size > 0 and (chunk := self._next(size)):
+            chunks.append(chunk)
+            size -= len(chunk)
+        return b"".join(chunks)
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        while chunk := self._next(_SLICE_BYTES):
+            yield chunk
+
+    def _next(self, size: int) -> memoryview:
+        start = self._position
+        for part in self._parts:
+            if start < len(part):
+                chunk = part[start : start + size]
+                self._position += len(chunk)
+                return chunk
+            start -= len(part)
+        return memoryview(b"")
+
+
+def _drop_date(response_dict: dict[str, Any], **_: object) -> None:
+    # Nobody asks for it, and to parse it takes a fifth of the time of a small read.
+    response_dict["headers"].pop("Last-Modified", None)
+
+
+def _heed_throttling(retries: Mapping[str, Any]) -> Callable[..., float | None]:
+    """A handler that retries a 429 as SlowDown, after the pause that the reply asks for.
+
+    botocore knows throttling by its error codes, and a 429 may have no body (R2, Google).
+    """
+    most = retries.get("total_max_attempts", 1)
+
+    def needs_retry(response: Any, attempts: int, **_: object) -> float | None:
+        if response is None or response[0].status_code not in (429, 503):
+            return None
+        http, parsed = response
+        if http.status_code == 429:
+            parsed["Error"] = {"Message": "", **parsed.get("Error", {}), "Code": "SlowDown"}
+        pause = http.headers.get("retry-after", "")
+        if not pause.isdecimal() or attempts >= most:
+            return None
+        return min(float(pause), _RETRY_AFTER_SECONDS)
+
+    return needs_retry
+
+
+def _follow_no_redirect(request_dict: dict[str, Any], **_: object) -> None:
+    # After a redirect botocore asks HeadBucket for the region. Where that is redirected, too, as by
+    # whatever sends http:// to https://, it would ask again for ever.
+    request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _close(process: int, loop: asyncio.AbstractEventLoop, creators: Sequence[Any]) -> None:
+    # A forked child inherits the finalizer, but the connections are its parent's.
+    if process != os.getpid() or not loop.is_running():
+        return
+    for creator in creators:
+        closed = asyncio.run_coroutine_threadsafe(creator.__aexit__(None, None, None), loop)
+        if running_loop() is not loop:
+            with suppress(TimeoutError):
+                closed.result(1)

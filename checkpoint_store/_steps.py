@@ -1,0 +1,178 @@
+"""Operations as steps: generators that yield requests to the storage and are sent the replies.
+
+An operation is written once and driven in two ways: `drive` blocks for each reply, `adrive` awaits
+it. Steps that need others say `yield from`. What a request raises is raised where it was yielded:
+as `FileNotFoundError` where a key that was to be read is missing, and as `StorageError` otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+
+from ._filesystems.base import Filesystem, Page
+from .errors import storage_errors
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_READS = ("read", "read_small", "open_read")
+"""The verbs of a filesystem whose `FileNotFoundError` means that there is no such key."""
+
+
+class Call(NamedTuple):
+    """Calls a filesystem, and is replied what that returns. Errors are told `about` something."""
+
+    about: object
+    verb: str
+    arguments: tuple[Any, ...]
+
+
+class Pause(NamedTuple):
+    seconds: float
+
+
+class Each(NamedTuple):
+    """Drives operations side by side, up to `at_most` or else as many as the storage likes.
+
+    They are taken as they can begin, and `done` is called with the position of each that ended and
+    with what it returned or raised, in the thread or task that drives them all.
+    """
+
+    operations: Iterable[Steps[Any]]
+    done: Callable[[int, Any], object]
+    at_most: int | None = None
+
+
+Request = Call | Pause | Each
+Steps = Generator[Request, Any, R]
+
+
+def call(
+    about: object, verb: Callable[Concatenate[Any, P], R], *arguments: P.args, **_: P.kwargs
+) -> Steps[R]:
+    """The steps of one call. `verb` is a method of `Filesystem`, whichever that will be."""
+    return cast(R, (yield Call(about, verb.__name__, arguments)))
+
+
+def gather(operations: Sequence[Steps[R]]) -> Steps[list[R]]:
+    """What each of these returns, in order; if one raises, that is raised after all have ended."""
+    outcomes: dict[int, R | Exception] = {}
+    yield Each(operations, outcomes.__setitem__)
+    results = []
+    for index in range(len(operations)):
+        outcome = outcomes[index]
+        if isinstance(outcome, Exception):
+            raise outcome
+        results.append(outcome)
+    return results
+
+
+def list_all(
+    about: object, verb: Callable[Concatenate[Any, str, Any, P], Page[R]], folder: str,
+    *arguments: P.args, **_: P.kwargs,
+) -> Steps[list[R]]:  # fmt: skip
+    """All that is on the pages of a list."""
+    items: list[R] = []
+    more, is_last = None, False
+    while not is_last:
+        page = cast(Page[R], (yield Call(about, verb.__name__, (folder, more, *arguments))))
+        items += page.items
+        more, is_last = page.more, page.more is None
+    return items
+
+
+def drive(filesystem: Filesystem, steps: Steps[R]) -> R:
+    """What the steps return, every request being waited for in this thread."""
+    reply, error = None, None
+    while True:
+        try:
+            request = steps.send(reply) if error is None else steps.throw(error)
+        except StopIteration as stop:
+            return cast(R, stop.value)
+        reply, error = None, None
+        try:
+            match request:
+                case Call(about, verb, arguments):
+                    with storage_errors(about, missing_passes=verb in _READS):
+                        reply = getattr(filesystem, verb)(*arguments)
+                case Pause(seconds):
+                    time.sleep(seconds)
+                case Each():
+                    _each(filesystem, request)
+        except BaseException as raised:  # noqa: BLE001 - it is the steps' to handle
+            error = raised
+
+
+async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
+    """What the steps return, every request being awaited.
+
+    Where the storage blocks, all of them are one job in a thread of the filesystem's own.
+    """
+    import asyncio  # Here because a local store needs none of it.
+
+    if filesystem.blocks:
+        return await filesystem.in_thread(drive, filesystem, steps)
+    reply, error = None, None
+    while True:
+        try:
+            request = steps.send(reply) if error is None else steps.throw(error)
+        except StopIteration as stop:
+            return cast(R, stop.value)
+        reply, error = None, None
+        try:
+            match request:
+                case Call(about, verb, arguments):
+                    with storage_errors(about, missing_passes=verb in _READS):
+                        reply = await filesystem.perform(verb, arguments)
+                case Pause(seconds):
+                    await asyncio.sleep(seconds)
+                case Each():
+                    await _aeach(filesystem, request, request.done)
+        except BaseException as raised:  # noqa: BLE001 - it is the steps' to handle
+            error = raised
+
+
+def _each(filesystem: Filesystem, each: Each) -> None:
+    at_most = _at_once(filesystem, each)
+    if at_most == 1:
+        for index, steps in enumerate(each.operations):
+            try:
+                outcome = drive(filesystem, steps)
+            except Exception as error:  # noqa: BLE001 - an outcome like any other
+                outcome = error
+            each.done(index, outcome)
+        return
+    from ._filesystems.loop import emitted
+
+    def work(emit: Callable[[tuple[int, Any]], None]) -> Coroutine[Any, Any, None]:
+        return _aeach(filesystem, each, lambda index, outcome: emit((index, outcome)))
+
+    for index, outcome in emitted(work):
+        each.done(index, outcome)
+
+
+async def _aeach(filesystem: Filesystem, each: Each, done: Callable[[int, Any], object]) -> None:
+    import asyncio
+
+    numbered = enumerate(each.operations)
+
+    async def work() -> None:
+        for index, steps in numbered:
+            try:
+                outcome = await adrive(filesystem, steps)
+            except Exception as error:  # noqa: BLE001 - an outcome like any other
+                outcome = error
+            done(index, outcome)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_at_once(filesystem, each)):
+                group.create_task(work())
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+def _at_once(filesystem: Filesystem, each: Each) -> int:
+    return min(filesystem.max_concurrency, each.at_most or filesystem.max_concurrency)
