@@ -57,16 +57,16 @@ def call(
 
 
 def gather(operations: Sequence[Steps[R]]) -> Steps[list[R]]:
-    """What each of these returns, in order; if one raises, that is raised after all have ended."""
-    outcomes: dict[int, R | Exception] = {}
-    yield Each(operations, outcomes.__setitem__)
-    results = []
-    for index in range(len(operations)):
-        outcome = outcomes[index]
+    """What each of these returns, in order. The first that raises ends them all."""
+    results: dict[int, R] = {}
+
+    def keep(index: int, outcome: R | Exception) -> None:
         if isinstance(outcome, Exception):
             raise outcome
-        results.append(outcome)
-    return results
+        results[index] = outcome
+
+    yield Each(operations, keep)
+    return [results[index] for index in range(len(operations))]
 
 
 def list_all(

@@ -794,7 +794,7 @@ def test_workflows_is_lazy(store: CheckpointStore) -> None:
     untouchable(store)
     found = store.workflows()
     assert inspect.isgenerator(found)
-    with pytest.raises(StorageError, match="was asked for folders"):
+    with pytest.raises(StorageError, match="was asked for list_folders"):
         next(found)
 
 
@@ -894,8 +894,9 @@ def test_clear_finishes_what_an_interrupted_one_left(
 
     run.write_many({"a": b"1", "b": b"2"})
     with monkeypatch.context() as patch:
-        patch.setattr(store._filesystem, "pages", interrupt)
-        patch.setattr(store._filesystem, "leftovers", interrupt)
+        patch.setattr(store._filesystem, "list_files", interrupt)
+        patch.setattr(store._filesystem, "alist_files", interrupt, raising=False)
+        patch.setattr(store._filesystem, "list_leftovers", interrupt)
         with pytest.raises(StorageError, match="interrupted"):
             store.clear("wf")
     assert len(backend.files()) >= 2
@@ -1522,15 +1523,14 @@ def test_a_partial_failure_names_what_was_not_written(
     with monkeypatch.context() as patch:
         patch.setattr(store._filesystem, "write", fail_odd)
         if isinstance(store._filesystem, S3Filesystem):
-            client = store._filesystem._client
-            write_to_s3 = client.write
+            awrite = store._filesystem.awrite
 
             async def fail_odd_to_s3(key: str, parts: Any) -> None:
                 if re.search("[13579]@", key):
                     raise OSError(5, "odd one out")
-                await write_to_s3(key, parts)
+                await awrite(key, parts)
 
-            patch.setattr(client, "write", fail_odd_to_s3)
+            patch.setattr(store._filesystem, "awrite", fail_odd_to_s3)
         for call in (
             lambda: run.write_many(payloads),
             lambda: run.dump_many(dict.fromkeys(payloads, 1)),
@@ -1673,9 +1673,10 @@ def test_whatever_a_filesystem_raises_becomes_a_storage_error(
     def fail(*_: object) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    for name in ("read", "read_small", "contains", "write", "swap", "delete", "pages", "folders",
-                 "open_read", "open_write", "detach", "read_many", "write_many"):  # fmt: skip
+    for name in ("read", "read_small", "contains", "write", "swap", "delete", "list_files",
+                 "list_folders", "open_read", "open_write", "detach"):  # fmt: skip
         monkeypatch.setattr(store._filesystem, name, fail)
+        monkeypatch.setattr(store._filesystem, f"a{name}", fail, raising=False)
     of_the_workflow: list[Callable[[], object]] = [
         run.tasks,
         run.read_many,

@@ -34,12 +34,22 @@ from checkpoint_store import (
     resume,
 )
 from checkpoint_store._filesystems import generic, local
-from checkpoint_store._filesystems.base import Entry, Filesystem, Stored, Upload
+from checkpoint_store._filesystems.base import (
+    Data,
+    Entry,
+    Filesystem,
+    Page,
+    Source,
+    Stored,
+    Upload,
+    anything,
+)
 from checkpoint_store._filesystems.generic import GenericFilesystem
-from checkpoint_store._frame import TRAILER_BYTES, Data, Source
+from checkpoint_store._frame import TRAILER_BYTES
 from checkpoint_store._names import RECORD, parse_file_name
 from checkpoint_store._policy import POLICIES
 from checkpoint_store._protocol import read_record
+from checkpoint_store._steps import drive
 
 pytestmark = pytest.mark.slow
 
@@ -127,6 +137,9 @@ KINDS = ("crash", "error before", "error after", "outage", "refusal")
 class Tapped(Filesystem):
     """A filesystem whose every primitive goes through a tap."""
 
+    conditions = None
+    durability = ""
+
     def __init__(self, inner: Filesystem, tap: Tap) -> None:
         self.inner = inner
         self.tap = tap
@@ -134,8 +147,8 @@ class Tapped(Filesystem):
         self.max_concurrency = 1
         self.warned = inner.warned
 
-    def read(self, key: str) -> bytes:
-        return bytes(self.tap("read", lambda: self.inner.read(key)))
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> bytes:
+        return bytes(self.tap("read", lambda: self.inner.read(key, is_wanted)))
 
     def read_small(self, key: str) -> Stored:
         return Stored(*self.tap("read_small", lambda: self.inner.read_small(key)))
@@ -161,16 +174,16 @@ class Tapped(Filesystem):
                 failures[key] = str(error)
         return failures
 
-    def pages(self, folder: str) -> Iterator[list[str]]:
-        pages = self.inner.pages(folder)
-        while page := self.tap("page", lambda: next(pages, None)):
-            yield page
+    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: FBT001, FBT002
+        page: Page[Entry] = self.tap("page", lambda: self.inner.list_files(folder, more, sizes))
+        return page
 
-    def entries(self, folder: str) -> Iterator[Entry]:
-        return self.inner.entries(folder)
+    def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
+        return self.inner.list_folders(has, more)
 
-    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
-        return self.inner.folders()
+    def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:
+        page: Page[str] = self.tap("leftovers", lambda: self.inner.list_leftovers(folder, more))
+        return page
 
     def open_read(self, key: str) -> Source:
         source: Source = self.tap("open_read", lambda: self.inner.open_read(key))
@@ -180,13 +193,8 @@ class Tapped(Filesystem):
         upload: Upload = self.tap("open_write", lambda: self.inner.open_write(key))
         return TappedUpload(upload, self.tap)
 
-    def detach(self, folder: str, record: str) -> None:
-        self.tap("detach", lambda: self.inner.detach(folder, record))
-
-    def leftovers(self, folder: str) -> Iterator[list[str]]:
-        leftovers = self.inner.leftovers(folder)
-        while page := self.tap("leftovers", lambda: next(leftovers, None)):
-            yield page
+    def detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:
+        self.tap("detach", lambda: self.inner.detach(folder, name, is_ours))
 
 
 class TappedUpload:
@@ -548,7 +556,7 @@ def content(world: World) -> frozenset[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     roles: dict[str, str] = {}
     with suppress(CheckpointStoreError):
-        if record := read_record(world.filesystem(), WORKFLOW):
+        if record := drive(world.filesystem(), read_record(WORKFLOW)):
             roles = {record.token: "current", record.base or "": "base"}
             found.append(("record", str(record.fingerprint), str(record.base is not None)))
     for key in world.folder():
@@ -609,7 +617,7 @@ def _check_every_way_on(world: World, others: dict[str, bytes]) -> Checkpoints:
 
 def garbage(world: World) -> list[str]:
     """Files of the workflow that no run will ever read."""
-    record = read_record(world.filesystem(), WORKFLOW)
+    record = drive(world.filesystem(), read_record(WORKFLOW))
     live = () if record is None else (record.token, record.base)
     return [
         key
@@ -743,7 +751,7 @@ def test_a_record_that_was_written_although_its_reply_was_lost_is_recognised(
     tap = fault("error after", attempt.calls.index("swap"))
     result = operation.perform(world.store(tap))
     assert tap.calls.count("swap") == 1
-    record = read_record(world.filesystem(), WORKFLOW)
+    record = drive(world.filesystem(), read_record(WORKFLOW))
     assert record is not None
     if isinstance(result, Run):
         assert record.token == result.token
@@ -1005,7 +1013,7 @@ def no_result(count: int) -> None:
 
 def check_history(world: World, history: History, others: dict[str, bytes]) -> None:
     """Nothing is lost of the generation in force, nor of the one it reads through to."""
-    record = read_record(world.filesystem(), WORKFLOW)
+    record = drive(world.filesystem(), read_record(WORKFLOW))
     if record is not None:
         expected = {
             **history.written.get(record.base or "", {}),

@@ -25,7 +25,7 @@ import fsspec
 import pytest
 
 from checkpoint_store import CheckpointNotFoundError, StorageError, plan, resume
-from checkpoint_store.__main__ import main
+from checkpoint_store._command.command import main
 
 from . import test_contract as contract
 from .backends import RECORD, Backend

@@ -40,6 +40,7 @@ from checkpoint_store import (
 from checkpoint_store._filesystems.locks import lock_name
 from checkpoint_store._frame import Header, encode_frame
 from checkpoint_store._protocol import read_record
+from checkpoint_store._steps import drive
 
 from .local_faults import (
     BY_NAME,
@@ -141,7 +142,7 @@ def check(
     outcome = ending.outcome
     assert outcome.foreign == ""
     assert outcome.returned or outcome.error or ending.signal == signal.SIGKILL
-    read_record(world.filesystem(), WORKFLOW)  # No fault makes it corrupt.
+    drive(world.filesystem(), read_record(WORKFLOW))  # No fault makes it corrupt.
     check_after_fault(operation, world, others, returned=outcome.returned)
     # Whatever was left behind, a clear removes it.
     world.store().clear(WORKFLOW)

@@ -312,21 +312,18 @@ def test_a_sweep_never_takes_the_file_of_a_writer_that_has_just_begun(
     import fcntl
 
     flock = fcntl.flock
-    pages: list[list[str]] = []
-    sweep = store._filesystem.leftovers("wf")
+    found: list[str] = []
 
     def sweep_before_it_is_locked(descriptor: int, operation: int) -> None:
         monkeypatch.setattr(fcntl, "flock", flock)
         assert len(temporaries(root)) == 1
         # As far as the moment in which the sweeper has found the file to be nobody's.
-        pages.extend(page for page in [next(sweep, None)] if page)
+        found.extend(store._filesystem.list_leftovers("wf").items)
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", sweep_before_it_is_locked)
     stream = run.open("task", "wb")
-    for page in pages:
-        store._filesystem.delete(page)
-    assert list(sweep) == []
+    store._filesystem.delete(found)
     stream.write(b"data")
     stream.close()
     assert run.read("task") == b"data"
@@ -362,7 +359,7 @@ def test_a_crashed_clear_is_finished_by_the_next(
     run.write_many({"a": b"1", "b": b"2"})
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(store._filesystem, "pages", crash)
+            patch.setattr(store._filesystem, "list_files", crash)
             with pytest.raises(KeyboardInterrupt):
                 store.clear("wf")
         new = resume(store, "wf", OTHER_INPUTS, on_input_change="raise")
@@ -384,7 +381,7 @@ def test_a_crashed_clear_leaves_one_workflow_to_list(
     for _ in range(2):
         store.run("wf").write("task", b"data")
         with monkeypatch.context() as patch:
-            patch.setattr(store._filesystem, "pages", crash)
+            patch.setattr(store._filesystem, "list_files", crash)
             with pytest.raises(KeyboardInterrupt):
                 store.clear("wf")
     assert len(temporaries(root)) == 2
@@ -401,7 +398,7 @@ def test_what_a_crashed_clear_left_is_listed_beside_a_foreign_folder(
 
     run.write("task", b"data")
     with monkeypatch.context() as patch:
-        patch.setattr(store._filesystem, "pages", crash)
+        patch.setattr(store._filesystem, "list_files", crash)
         with pytest.raises(KeyboardInterrupt):
             store.clear("wf")
     (root / "wf").mkdir()

@@ -30,6 +30,7 @@ import pytest
 
 from checkpoint_store import CheckpointStoreError, Run, resume
 from checkpoint_store._protocol import read_record
+from checkpoint_store._steps import drive
 
 from .local_faults import BY_NAME, Ending, Event, Forker, Hurt, Templates, folder, forker, templates
 from .test_crashes import WORKFLOW, LocalWorld, Operation, check_after_fault, found_by
@@ -259,7 +260,7 @@ class Lab:
             run = dataclasses.replace(run, _filesystem=world.filesystem())
             assert run.read_many() == WRITTEN.get(name, run.read_many())
         if name != "reset of a corrupt one":
-            read_record(world.filesystem(), WORKFLOW)  # No power loss makes it corrupt.
+            drive(world.filesystem(), read_record(WORKFLOW))  # No power loss makes it corrupt.
         # Alone a delete is not synced: it may be undone.
         certain = returned and name != "delete"
         check_after_fault(recorded.operation, world, recorded.others, returned=certain)

@@ -33,7 +33,7 @@ from checkpoint_store import (
     plan,
     resume,
 )
-from checkpoint_store._filesystems import s3
+from checkpoint_store._filesystems import s3_engine
 from checkpoint_store._protocol import TRIES
 
 from .backends import s3_client
@@ -114,7 +114,7 @@ class World:
 
     def _open(self, owner: CheckpointStore) -> CheckpointStore:
         store = CheckpointStore(f"s3://{BUCKET}/{self._prefix.rstrip('/')}")
-        store._filesystem._clients = owner._filesystem._clients  # type: ignore[attr-defined]
+        store._filesystem._engines = owner._filesystem._engines  # type: ignore[attr-defined]
         return store
 
     def uploads(self) -> list[str]:
@@ -197,7 +197,7 @@ def clients() -> Iterator[Callable[[str, float, int], CheckpointStore]]:
         }
         if (endpoint, timeout, attempts) not in owners:
             made = CheckpointStore(f"s3://{BUCKET}/none", storage_options=options)
-            made._filesystem._client  # type: ignore[attr-defined]  # noqa: B018
+            made._filesystem._engine  # type: ignore[attr-defined]  # noqa: B018
             owners[endpoint, timeout, attempts] = made
         return owners[endpoint, timeout, attempts]
 
@@ -218,8 +218,8 @@ def world(
     retries = "botocore.retries"
     monkeypatch.setattr(f"{retries}.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     monkeypatch.setattr(f"{retries}.quota.RetryQuota.acquire", lambda *_: True)
-    monkeypatch.setattr("checkpoint_store._protocol.time", SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setattr(s3, "_PART_BYTES", 1024)
+    monkeypatch.setattr("checkpoint_store._steps.time", SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(s3_engine, "_PART_BYTES", 1024)
     proxy.on_request = None
     world = World(ministack_server, proxy, clients)
     yield world

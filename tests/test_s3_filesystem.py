@@ -26,10 +26,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint_store import CheckpointStore, StorageError, _store, resume
-from checkpoint_store.__main__ import _remove_keys
-from checkpoint_store._filesystems import s3
-from checkpoint_store._filesystems.base import SMALL_BYTES, Entry, Stored
+from checkpoint_store._filesystems import s3_engine
+from checkpoint_store._filesystems.base import SMALL_BYTES, Entry, Filesystem, Page, Stored
 from checkpoint_store._filesystems.s3 import S3Filesystem
+from checkpoint_store._steps import drive, list_all
 
 from .conftest import Bucket
 from .faults import Unordered
@@ -45,6 +45,11 @@ on_ministack = pytest.mark.parametrize("s3_server", ["ministack"], indirect=True
 def connect(bucket: Bucket, endpoint: str, **options: Any) -> S3Filesystem:
     options = {**bucket.options(endpoint), **options}
     return S3Filesystem(bucket.name, "root", options, max_concurrency=8)
+
+
+def names_in(fs: S3Filesystem, folder: str) -> list[str]:
+    files = drive(fs, list_all("all", Filesystem.list_files, folder))
+    return [file.name for file in files]
 
 
 @pytest.fixture
@@ -95,7 +100,7 @@ def test_a_file_lands_under_exactly_its_key(fs: S3Filesystem, bucket: Bucket, na
     assert [f"root/wf/{name}"] == bucket.keys()
     assert bucket.get(f"root/wf/{name}") == b"onetwothree"
     assert fs.read(f"wf/{name}") == b"onetwothree"
-    assert [[name]] == list(fs.pages("wf"))
+    assert names_in(fs, "wf") == [name]
     assert fs.delete([f"wf/{name}"]) == {}
     assert bucket.keys() == []
 
@@ -104,7 +109,7 @@ def test_without_a_prefix_folders_are_at_the_root(bucket: Bucket) -> None:
     fs = S3Filesystem(bucket.name, "", bucket.storage_options, max_concurrency=1)
     fs.write("wf/a", [b"1"])
     assert bucket.keys() == ["wf/a"]
-    assert [(folder, list(names)) for folder, names in fs.folders()] == [("wf", ["a"])]
+    assert fs.list_folders("a".__eq__).items == ["wf"]
     fs.close()
 
 
@@ -119,11 +124,11 @@ def test_every_primitive_is_one_request(fs: S3Filesystem, proxy: Proxy) -> None:
     assert counted(proxy) == [("GET", 206)]
     assert not fs.contains("wf/b")
     assert counted(proxy) == [("GET", 404)]
-    list(fs.pages("wf"))
+    names_in(fs, "wf")
     assert counted(proxy) == [("GET", 200)]
-    list(fs.pages("none"))
+    names_in(fs, "none")
     assert counted(proxy) == [("GET", 200)]
-    list(fs.folders())
+    fs.list_folders(bool)
     assert counted(proxy) == [("GET", 200)]
     fs.open_read("wf/a").close()
     assert counted(proxy) == [("GET", 200)]
@@ -186,7 +191,7 @@ def test_writing_makes_no_copy_of_a_large_body(bucket: Bucket) -> None:
 def test_what_exceeds_one_put_is_uploaded_in_parts(
     fs: S3Filesystem, bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_PUT_BYTES", 10 * MiB)
+    monkeypatch.setattr(s3_engine, "_PUT_BYTES", 10 * MiB)
     data = os.urandom(11 * MiB)
     fs.write("wf/a", [data[:MiB], data[MiB:]])
     assert [method for method, _ in counted(proxy)] == ["POST", "PUT", "PUT", "POST"]
@@ -196,7 +201,7 @@ def test_what_exceeds_one_put_is_uploaded_in_parts(
 def test_a_write_in_parts_that_fails_leaves_nothing(
     fs: S3Filesystem, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_PUT_BYTES", 10 * MiB)
+    monkeypatch.setattr(s3_engine, "_PUT_BYTES", 10 * MiB)
     with pytest.raises(TypeError):
         fs.write("wf/a", [bytes(11 * MiB), "no bytes"])  # type: ignore[list-item]
     assert bucket.keys() + uploads(bucket) == []
@@ -208,19 +213,23 @@ def test_2500_files_are_listed_in_three_requests(
     names = [f"t{number:04}" for number in range(2500)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: bucket.put(f"root/wf/{name}", b"1"), names))
-    pages = fs.pages("wf")
     assert counted(proxy) == []
-    assert names[:1000] == next(pages)
+    first = fs.list_files("wf")
+    assert names[:1000] == [file.name for file in first.items]
     assert len(proxy.take()) == 1
-    assert [names[1000:2000], names[2000:]] == list(pages)
+    second = fs.list_files("wf", first.more)
+    third = fs.list_files("wf", second.more)
+    assert [names[1000:2000], names[2000:]] == [
+        [file.name for file in page.items] for page in (second, third)
+    ]
+    assert third.more is None
     assert len(proxy.take()) == 2
-    ((folder, files),) = [(folder, list(files)) for folder, files in fs.folders()]
-    assert ("wf", names) == (folder, files)
+    assert drive(fs, list_all("all", Filesystem.list_folders, bool)) == ["wf"] * 3
     assert len(proxy.take()) == 3
     for page in [names[:1000], names[1000:2000], names[2000:]]:
         assert fs.delete([f"wf/{name}" for name in page]) == {}
     assert counted(proxy) == [("POST", 200)] * 3
-    assert list(fs.pages("wf")) == []
+    assert names_in(fs, "wf") == []
 
 
 def test_listings_skip_siblings_subfolders_and_folder_markers(
@@ -230,20 +239,20 @@ def test_listings_skip_siblings_subfolders_and_folder_markers(
         bucket.put(key, b"")
     bucket.put("root2/wf/e", b"")
     bucket.put("root/", b"")
-    assert list(fs.pages("wf")) == [["a"]]
-    found = [(folder, list(names)) for folder, names in fs.folders()]
-    assert found == [("wf-1", ["c"]), ("wf", ["a"]), ("wf1", ["d"])]
+    assert names_in(fs, "wf") == ["a"]
+    assert fs.list_folders(bool).items == ["wf-1", "wf", "wf1"]
+    assert fs.list_folders("a".__eq__).items == ["wf"]
 
 
 def test_a_foreign_write_and_delete_are_seen_at_once(fs: S3Filesystem, bucket: Bucket) -> None:
-    assert list(fs.pages("wf")) == []
+    assert names_in(fs, "wf") == []
     assert not fs.contains("wf/a")
     bucket.put("root/wf/a", b"foreign")
-    assert list(fs.pages("wf")) == [["a"]]
+    assert names_in(fs, "wf") == ["a"]
     assert fs.contains("wf/a")
     assert fs.read("wf/a") == b"foreign"
     bucket.client.delete_object(Bucket=bucket.name, Key="root/wf/a")
-    assert list(fs.pages("wf")) == []
+    assert names_in(fs, "wf") == []
     assert not fs.contains("wf/a")
 
 
@@ -264,7 +273,7 @@ def test_where_lists_are_in_no_order_each_workflow_is_named_once(
 ) -> None:
     fill(store, bucket)
     proxy.on_request = Unordered(proxy, 5)
-    folders = [folder for folder, _ in store._filesystem.folders()]
+    folders = drive(store._filesystem, list_all("all", Filesystem.list_folders, bool))
     assert len(folders) > 3 * len(set(folders))
     assert sorted(store.workflows()) == ["wf/0", "wf/1", "wf/2", "wf/3"]
     assert store.prune(timedelta(days=1)) == []
@@ -302,7 +311,7 @@ def test_where_lists_are_in_no_order_nothing_else_is_different(
     assert (described.tasks, described.retired, store.collect("wf/1")) == (1, 0, 0)
     assert store.clear("wf/2") == 8
     assert bucket.keys().count("root/wf%2F2/foreign") == 1
-    _remove_keys(store._filesystem)
+    store._filesystem.remove_all()
     assert bucket.keys() == []
 
 
@@ -322,8 +331,14 @@ def test_a_folder_that_comes_in_pieces_is_one_workflow(
     monkeypatch: pytest.MonkeyPatch, keys: list[str], size: int
 ) -> None:
     store = CheckpointStore("s3://bucket/root")
-    pages = [[Entry(key, 1, None) for key in keys[start:][:size]] for start in range(0, 9, size)]
-    monkeypatch.setattr(store._filesystem, "_list", lambda _: iter(pages))
+
+    async def listed(_: str, start: int | None) -> Page[Entry]:
+        start = start or 0
+        page = [Entry(key) for key in keys[start:][:size]]
+        return Page(page, start + size if start + size < 9 else None)
+
+    filesystem: Any = store._filesystem
+    monkeypatch.setattr(filesystem._engine, "list", listed)
     assert sorted(store.workflows()) == ["a", "b"]
 
 
@@ -355,8 +370,8 @@ def every_operation(fs: S3Filesystem) -> list[Any]:
         lambda: fs.swap("wf/a", None, b"1"),
         lambda: fs.swap("wf/a", Stored(b"1", '"0"'), b"2"),
         lambda: fs.delete(["wf/a"]),
-        lambda: list(fs.pages("wf")),
-        lambda: list(fs.folders()),
+        lambda: fs.list_files("wf"),
+        lambda: fs.list_folders(bool),
         lambda: fs.open_write("wf/a").commit(),
     ]
 
@@ -398,7 +413,7 @@ def test_nothing_but_a_read_finds_a_key_missing(impatient: S3Filesystem, proxy: 
     for operation in (
         lambda: impatient.write("wf/a", [b"1"]),
         lambda: impatient.swap("wf/a", None, b"1"),
-        lambda: list(impatient.pages("wf")),
+        lambda: impatient.list_files("wf"),
         lambda: impatient.delete(["wf/a"]),
     ):
         with pytest.raises(OSError, match="S3 answered 404 NoSuchKey") as caught:
@@ -533,8 +548,8 @@ def test_requests_that_begin_while_the_client_closes_all_come_to_an_end(
     monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", begin_and_close)
     outcomes = dict(fs.read_many(["wf/a"] * 20))
     assert outcomes.keys() == set(range(20))
-    assert {str(outcome) for outcome in outcomes.values()} <= {s3._CLOSED, str(b"1")}
-    assert s3._CLOSED in map(str, outcomes.values())
+    assert {str(outcome) for outcome in outcomes.values()} <= {s3_engine._CLOSED, str(b"1")}
+    assert s3_engine._CLOSED in map(str, outcomes.values())
 
 
 @on_moto
@@ -911,7 +926,7 @@ def test_ten_thousand_parts_hold_429_gib(monkeypatch: pytest.MonkeyPatch) -> Non
             sizes.append(len(parameters["Body"]))
             return {"ETag": "1"}
 
-        async def while_open(self, request: Any) -> Any:
+        async def guarded(self, request: Any) -> Any:
             return await request
 
         def run(self, request: Any) -> None:
@@ -921,8 +936,8 @@ def test_ten_thousand_parts_hold_429_gib(monkeypatch: pytest.MonkeyPatch) -> Non
             request.close()
 
     loop = asyncio.new_event_loop()
-    monkeypatch.setattr(s3, "_PART_BYTES", 1)
-    upload = s3._Upload(Client(), "key")  # type: ignore[arg-type]
+    monkeypatch.setattr(s3_engine, "_PART_BYTES", 1)
+    upload = s3_engine.MultipartUpload(Client(), "key")  # type: ignore[arg-type]
     upload.write(bytes(55_000))
     assert len(sizes) == 10_000
     assert sum(sizes) == 55_000
@@ -954,7 +969,7 @@ def test_options_are_merged_and_not_changed(bucket: Bucket) -> None:
     fs = S3Filesystem(bucket.name, "root", options, max_concurrency=3)
     fs.write("wf/a", [b"1"])
     assert before == options
-    config = fs._client._fs._s3.meta.config
+    config = fs._engine._fs._s3.meta.config
     assert (
         config.connect_timeout,
         config.read_timeout,
@@ -981,10 +996,10 @@ def test_neither_the_environment_nor_options_switch_caches_on(
     second = S3Filesystem(bucket.name, "root", options, max_concurrency=1)
     for fs in (first, second):
         fs.write("wf/a", [b"1"])
-        assert fs._client._fs.dircache.use_listings_cache is False
-        assert fs._client._fs.version_aware is False
-        assert fs._client._fs.key == "key-of-the-environment"
-    assert first._client._fs is not second._client._fs
+        assert fs._engine._fs.dircache.use_listings_cache is False
+        assert fs._engine._fs.version_aware is False
+        assert fs._engine._fs.key == "key-of-the-environment"
+    assert first._engine._fs is not second._engine._fs
     first.close()
     second.close()
 
@@ -1094,7 +1109,7 @@ def test_parent_and_child_of_a_fork_do_not_disturb_each_other(bucket: Bucket, en
 
 
 def test_a_child_does_not_close_what_it_inherited() -> None:
-    s3._close(os.getpid() + 1, fsspec.asyn.get_loop(), None)
+    s3_engine._close(os.getpid() + 1, fsspec.asyn.get_loop(), None)
 
 
 def test_leaving_without_closing_is_silent(bucket: Bucket) -> None:

@@ -402,7 +402,7 @@ class Storage:
             self._owner = self._owner or store
             shared: Any = self._owner._filesystem
             own: Any = store._filesystem
-            own._clients = shared._clients
+            own._engines = shared._engines
         return store
 
     def close(self) -> None:

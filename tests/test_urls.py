@@ -204,7 +204,7 @@ def test_requests_go_to_the_host_of_the_access_point(arn: str, sent: list[Any]) 
             lambda: filesystem.write("wf/a", [b"data"]),
             lambda: filesystem.swap("wf/a", None, b"data"),
             lambda: filesystem.delete(["wf/a"]),
-            lambda: list(filesystem.folders()),
+            lambda: filesystem.list_folders(bool),
         ):
             with pytest.raises(SentError):
                 call()

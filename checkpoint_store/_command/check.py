@@ -347,13 +347,15 @@ class _Checks:
         # Where a reply was lost, the winner itself may not know.
         if stored.data.startswith(signature(number, 0)[:-1]) and winners in ([], [stored.data]):
             return stored
-        why = f": {condition} was ignored" if len(winners) > 1 else ""
-        why = next((f": {result}" for result in results if isinstance(result, str)), why)
-        raise _NotKeptError(f"{len(winners)} of {len(results)} won in round {number + 1}{why}")
+        error = next((result for result in results if isinstance(result, str)), "")
+        if error and not winners and number == 0:
+            raise _NotKeptError(error)  # None of them could try it.
+        why = error or (f"{condition} was ignored" if winners else "nobody was told why")
+        raise _NotKeptError(f"{len(winners)} of {len(results)} won in round {number + 1}: {why}")
 
     def _won(self, done: int, condition: str) -> str:
         rounds = _of(done, RACES, "rounds")
-        return f"{rounds} of {self._team}: always one winner ({condition}){self._note()}"
+        return f"{rounds}, {self._team}: one winner each ({condition}){self._note()}"
 
     def _note(self) -> str:
         return f"; {self._team.note}" if self._team.note else ""

@@ -6,6 +6,7 @@ import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -165,7 +166,7 @@ class Filesystem(ABC):
     warned = False
     """Whether somebody was told that there are no conditional writes, or of the caveat."""
 
-    _threads: tuple[int, Any] | None = None
+    _threads: tuple[int, ThreadPoolExecutor] | None = None
     """A pool of threads, and the process that it belongs to."""
 
     url: str
@@ -284,8 +285,7 @@ class Filesystem(ABC):
         Whoever is cancelled meanwhile is so once the call has ended: what is written next must not
         be overtaken.
         """
-        import asyncio
-        from concurrent.futures import ThreadPoolExecutor
+        import asyncio  # Here because a local store needs none of it.
 
         process = os.getpid()
         if self._threads is None or self._threads[0] != process:

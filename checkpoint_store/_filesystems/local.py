@@ -51,7 +51,7 @@ class LocalFilesystem(Filesystem):
     check, and follow links."""
 
     conditional_writes = True
-    conditions = "a lock", "a lock"
+    conditions = "lock", "lock"
     durability = "by design, not tried: file and folder are synced before a write ends"
     max_concurrency = 1
 

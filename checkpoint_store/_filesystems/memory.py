@@ -31,7 +31,7 @@ class MemoryFilesystem(GenericFilesystem):
     """The lock makes `swap` atomic, and keeps listings from failing beside a writer."""
 
     conditional_writes = True
-    conditions = "a lock", "a lock"
+    conditions = "lock", "lock"
     durability = "not promised: memory is gone with this process"
     is_of_one_process = True
 
