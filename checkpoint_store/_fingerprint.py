@@ -14,8 +14,8 @@ the exact type, because a subclass could hide state. Where a rule needed a choic
   whose padding does not count. Bytes tell -0.0 from 0.0 and one NaN from another. A subclass
   (masked array, matrix, memmap) is refused.
 
-numpy is never imported here: `sys.modules` has it where a value of its types has arrived. The rules
-for tables are in `_fingerprint_tables`.
+The values without parts, numpy and tables have modules of their own, `_fingerprint_scalars` and so
+on.
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import sys
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping
-from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
 from enum import Enum, Flag
-from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from hashlib import sha256
 from operator import itemgetter, methodcaller
-from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
-from types import BuiltinFunctionType, MappingProxyType, MemberDescriptorType, NoneType
+from types import BuiltinFunctionType, MappingProxyType
 from typing import Any
-from uuid import UUID
-from zoneinfo import ZoneInfo
 
+from . import _fingerprint_numpy as arrays
 from . import _fingerprint_tables as tables
-from ._modules import importable_name
+from ._fingerprint_objects import (
+    PYDANTIC,
+    is_cache,
+    namedtuple_fields,
+    pydantic_fields,
+    slots,
+    static,
+)
+from ._fingerprint_scalars import AS_IS, BIG, SCALARS, SMALL
+from ._modules import importable_name, type_name
 from ._refusal import RefusedError, step_of
 from .errors import FingerprintError
 
@@ -55,15 +58,8 @@ of 90 million numbers passes; lists that share one another exponentially are ref
 
 CONTAINER_WORK = 12
 
-CHUNK_BYTES = 1 << 20
-
-_BIG = 1 << 64
-_SMALL = -_BIG
 _STR = frozenset({str})
-_AS_IS = frozenset({str, bool, NoneType})
 _WORDS = {None: "null", True: "true", False: "false"}
-_CACHES = frozenset({"__orig_class__", "_attrs_cached_hash"})
-_PYDANTIC = ("__pydantic_extra__", "__pydantic_private__")
 _IDENTIFY = (
     "pass a value that identifies it (a version or digest; a path does not tell of contents)"
 )
@@ -132,7 +128,7 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
     """
     if not isinstance(cls, type):
         raise FingerprintError("register needs a class and a function: pass the type of the value")
-    what = f"cannot register {_type_name(cls)}"
+    what = f"cannot register {type_name(cls)}"
     if not callable(encode) or not isinstance(tag, str | None) or tag == "":
         raise FingerprintError(
             f"{what}: pass a function that takes the value, and as tag a str that is not empty"
@@ -147,9 +143,7 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
     if owner != name:
         raise FingerprintError(f"{what}: the tag {tag!r} is that of {owner}; choose another")
     tag = tag or name
-    _RULES[cls] = _custom(
-        f"the function registered for {_type_name(cls)}", tag, f".<{tag}>", encode
-    )
+    _RULES[cls] = _custom(f"the function registered for {type_name(cls)}", tag, f".<{tag}>", encode)
 
 
 class _Walk:
@@ -182,10 +176,10 @@ class _Walk:
             items = value.values()
         elif kind is list or kind is tuple:
             items = value
-        elif kind in _AS_IS:
+        elif kind in AS_IS:
             return value
-        elif kind in _LEAVES:
-            return _LEAVES[kind](value)
+        elif kind in SCALARS:
+            return SCALARS[kind](value)
         else:
             rule = _RULES.get(kind) or _rule_of(kind)
             return self.keep(value, room, work_before, rule(self, value, room))
@@ -196,8 +190,8 @@ class _Walk:
         for item in items:
             kind = type(item)
             if (
-                kind in _AS_IS
-                or (kind is int and _SMALL < item < _BIG)
+                kind in AS_IS
+                or (kind is int and SMALL < item < BIG)
                 or (kind is float and item - item == 0.0)  # which NaN and infinity do not satisfy
             ):
                 continue
@@ -258,13 +252,13 @@ def _as_refused(error: Exception) -> RefusedError:
 
 
 def _unsupported(kind: type, why: str = "") -> RefusedError:
-    if _static(kind, "__next__") is not None:
+    if static(kind, "__next__") is not None:
         other = "pass a list of its items, or "
     elif kind.__module__ == "builtins":
         other = ""
     else:
         other = f"register it with checkpoint_store.register({kind.__name__}, ...), or "
-    return RefusedError(f"unsupported type {_type_name(kind)}{why}", other + _IDENTIFY)
+    return RefusedError(f"unsupported type {type_name(kind)}{why}", other + _IDENTIFY)
 
 
 def _too_much(room: int = 0) -> RefusedError:
@@ -314,23 +308,13 @@ def _escape(key: str) -> str:
     return "!" + key if key.startswith("!") else key
 
 
-def _type_name(kind: type) -> str:
-    module = importable_name(kind.__module__)
-    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
-
-
 def _name(kind: type) -> str:
     if "<locals>" in kind.__qualname__:
         raise RefusedError(
-            f"type {_type_name(kind)} is local to a function",
+            f"type {type_name(kind)} is local to a function",
             f"define {kind.__name__} in a module, or register it with a tag",
         )
     return f"{importable_name(kind.__module__)}:{kind.__qualname__}"
-
-
-def _static(kind: type, name: str) -> Any:
-    """The attribute of a class as it was defined; no descriptor or metaclass of a user runs."""
-    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
 _Rule = Callable[[_Walk, Any, int], Any]
@@ -360,7 +344,7 @@ def _proxy(walk: _Walk, value: MappingProxyType[Any, Any], room: int) -> Any:
     # A method of the proxy would run the mapping's, which may be a user's.
     (mapping,) = gc.get_referents(value)
     if _RULES.get(type(mapping)) is not _mapping:
-        raise RefusedError(f"a mappingproxy of {_type_name(type(mapping))}", "pass a dict")
+        raise RefusedError(f"a mappingproxy of {type_name(type(mapping))}", "pass a dict")
     return _mapping(walk, mapping, room)
 
 
@@ -393,8 +377,8 @@ def _custom(what: str, tag: str, step: str, encode: Callable[[Any], object]) -> 
 @lru_cache(maxsize=1024)
 def _rule_of(kind: type) -> _Rule:
     """The rule of a class that has none in `_RULES`, found by what the class defines."""
-    if _static(kind, "__fingerprint__") is not None:
-        what, call = f"__fingerprint__ of {_type_name(kind)}", methodcaller("__fingerprint__")
+    if static(kind, "__fingerprint__") is not None:
+        what, call = f"__fingerprint__ of {type_name(kind)}", methodcaller("__fingerprint__")
         return _custom(what, _name(kind), ".__fingerprint__()", call)
     if issubclass(kind, Enum):
         return _enum
@@ -403,9 +387,7 @@ def _rule_of(kind: type) -> _Rule:
 
 def _library_rule(kind: type) -> _Rule | None:
     """The rule of a type of numpy, or of a library for tables."""
-    if _is_numpy(kind):
-        return _array if kind.__name__ == "ndarray" else _numpy_scalar
-    return tables.rule_of(kind)
+    return arrays.rule_of(kind) or tables.rule_of(kind)
 
 
 def _object(kind: Any) -> _Rule:
@@ -414,33 +396,36 @@ def _object(kind: Any) -> _Rule:
     solid = [b for b in kind.__mro__[:-1] if type(vars(b).get("__new__")) is BuiltinFunctionType]
     compared: dict[str, bool] = {}
     read = None
-    if solid == [tuple] and _static(kind, "_fields") is not None:
-        read = _namedtuple_fields
+    if solid == [tuple] and static(kind, "_fields") is not None:
+        read = namedtuple_fields
     elif solid:
         raise _unsupported(kind)
-    elif _static(kind, "__dataclass_fields__") is not None:
+    elif static(kind, "__dataclass_fields__") is not None:
         compared = {field.name: field.compare for field in dataclasses.fields(kind)}
-    elif _static(kind, "__attrs_attrs__") is not None:
+    elif static(kind, "__attrs_attrs__") is not None:
         compared = {field.name: bool(field.eq) for field in kind.__attrs_attrs__}
-    elif _static(type(kind), "__struct_fields__") is not None:
+    elif static(type(kind), "__struct_fields__") is not None:
         compared = dict.fromkeys(kind.__struct_fields__, True)
-    elif _static(kind, "__pydantic_root_model__") is not None:
-        compared = {"__pydantic_fields_set__": False, **dict.fromkeys(_PYDANTIC, True)}
-        read = _pydantic_fields
+    elif static(kind, "__pydantic_root_model__") is not None:
+        compared = {"__pydantic_fields_set__": False, **dict.fromkeys(PYDANTIC, True)}
+        read = pydantic_fields
     else:
         raise _unsupported(kind)
     names = [name for name, equal in compared.items() if equal]
-    slots = [name for name in _slots(kind) if name not in compared]
+    hidden_slots = [name for name in slots(kind) if name not in compared]
     tag = _name(kind)
 
     def rule(walk: _Walk, value: Any, room: int) -> object:
         try:
             fields = read(value) if read else {name: getattr(value, name) for name in names}
-            state = [*getattr(value, "__dict__", ()), *(s for s in slots if hasattr(value, s))]
+            state = [
+                *getattr(value, "__dict__", ()),
+                *(s for s in hidden_slots if hasattr(value, s)),
+            ]
         except Exception as error:
-            raise _raised(f"a field of {_type_name(kind)}", error) from error
+            raise _raised(f"a field of {type_name(kind)}", error) from error
         hidden = [name for name in state if name not in compared and name not in fields]
-        if hidden := [name for name in hidden if not _is_cache(kind, name)]:
+        if hidden := [name for name in hidden if not is_cache(kind, name)]:
             raise _unsupported(kind, f", which has more than its fields ({', '.join(hidden[:3])})")
         steps = list(fields)
         trees = walk.trees(list(fields.values()), lambda i: f".{steps[i]}", value, room)
@@ -448,161 +433,6 @@ def _object(kind: Any) -> _Rule:
 
     return rule
 
-
-def _namedtuple_fields(value: Any) -> dict[str, Any]:
-    return dict(zip(value._fields, tuple.__iter__(value), strict=True))
-
-
-def _pydantic_fields(value: Any) -> dict[str, Any]:
-    kind = type(value)
-    fields = {name: item for name, item in vars(value).items() if not _is_cache(kind, name)}
-    beside = {name: getattr(value, name) for name in _PYDANTIC}
-    return fields | {name: items for name, items in beside.items() if items}
-
-
-def _slots(kind: type) -> list[str]:
-    names: list[str] = []
-    for members in map(vars, kind.__mro__):
-        # attrs writes the slots of such a class itself: fields, and caches under any name.
-        by_attrs = getattr(members.get("__attrs_props__"), "is_slotted", False)
-        if "__slots__" in members and not by_attrs:
-            names += [n for n, member in members.items() if type(member) is MemberDescriptorType]
-    return names
-
-
-def _is_cache(kind: type, name: str) -> bool:
-    return name in _CACHES or type(_static(kind, name)) is cached_property
-
-
-def _integer(value: int) -> object:
-    return value if _SMALL < value < _BIG else {"!int": hex(value)}
-
-
-def _float(value: float) -> object:
-    return value if value - value == 0.0 else {"!float": repr(value)}
-
-
-def _bytes(value: bytes | bytearray | memoryview) -> object:
-    return {"!bytes": [len(value), sha256(value).hexdigest()]}
-
-
-def _memory(value: memoryview) -> object:
-    try:
-        # A shape with a zero cannot be cast.
-        return _bytes(value.cast("B") if value.nbytes else b"")
-    except (TypeError, ValueError) as error:
-        raise RefusedError("a memoryview released or not contiguous", "pass its bytes") from error
-
-
-def _microseconds(value: timedelta) -> int:
-    return value // timedelta(microseconds=1)
-
-
-def _moment(value: datetime | time) -> str:
-    return value.replace(tzinfo=None).isoformat(timespec="microseconds") + _zone(value)
-
-
-def _zone(value: datetime | time) -> str:
-    zone: Any = value.tzinfo
-    kind = type(zone)
-    if zone is None:
-        return ""
-    if kind is timezone:
-        offset = _microseconds(zone.utcoffset(None))
-        return f"{offset:+d}us" if offset else "Z"
-    if kind is ZoneInfo and type(zone.key) is str:
-        return "Z" if zone.key == "UTC" else f"[{zone.key}]" + (";fold=1" if value.fold else "")
-    raise RefusedError(
-        f"unsupported time zone of type {_type_name(kind)}",
-        "use zoneinfo.ZoneInfo with a key, or datetime.timezone",
-    )
-
-
-def _decimal(value: Decimal) -> object:
-    sign, digits, exponent = value.as_tuple()
-    return {"!decimal": [sign, "".join(map(str, digits)), exponent]}
-
-
-def _is_numpy(kind: type) -> bool:
-    numpy: Any = sys.modules.get("numpy")
-    # While numpy is being imported, it does not have these yet.
-    arrays, scalars = getattr(numpy, "ndarray", None), getattr(numpy, "generic", ())
-    return kind is arrays or (issubclass(kind, scalars) and kind.__module__ == "numpy")
-
-
-def _array(walk: _Walk, array: Any, room: int) -> object:
-    shape, names = list(array.shape), array.dtype.names
-    if names is not None:
-        trees = walk.trees(
-            [array[name] for name in names], lambda i: step_of(names[i]), array, room
-        )
-        return {"!ndfields": [shape, [list(pair) for pair in zip(names, trees, strict=True)]]}
-    if array.dtype.kind == "O":
-        items = array.reshape(-1).tolist()
-        return {"!ndobject": [shape, walk.trees(items, lambda i: f".flat[{i}]", array, room)]}
-    dtype = _portable(array.dtype)
-    return {"!ndarray": [dtype.str, shape, _array_digest(array, dtype)]}
-
-
-def _numpy_scalar(_walk: _Walk, value: Any, _room: int) -> object:
-    dtype = _portable(value.dtype)
-    array = sys.modules["numpy"].asarray(value)
-    # An empty string becomes an array of one character.
-    data = array.astype(array.dtype.newbyteorder("<")).tobytes()[: dtype.itemsize]
-    return {"!npscalar": [dtype.str, sha256(data).hexdigest()]}
-
-
-def _portable(dtype: Any) -> Any:
-    """The little-endian form of a numpy dtype whose bytes mean the same on every machine."""
-    if dtype.kind not in "biufcmMSU" or dtype.char in "gG" or dtype.type.__module__ != "numpy":
-        raise RefusedError(f"unsupported numpy dtype {dtype.name}", "convert it with astype")
-    return dtype.newbyteorder("<")
-
-
-def _array_digest(array: Any, dtype: Any) -> str:
-    """The digest of the bytes in C order and of this dtype, without a copy of the whole."""
-    if array.nbytes == 0:
-        return sha256().hexdigest()
-    if array.flags.c_contiguous and array.dtype == dtype:
-        return sha256(array.reshape(-1).view("u1")).hexdigest()
-    digest = sha256()
-    for chunk in sys.modules["numpy"].nditer(
-        array,
-        ["external_loop", "buffered"],
-        [["readonly", "contig"]],
-        op_dtypes=[dtype],
-        order="C",
-        casting="equiv",
-        buffersize=max(1, CHUNK_BYTES // dtype.itemsize),
-    ):
-        digest.update(chunk.view("u1"))
-    return digest.hexdigest()
-
-
-def _path(value: PurePosixPath | PureWindowsPath) -> object:
-    return {"!path": value.as_posix()}
-
-
-_LEAVES: dict[type, Callable[[Any], Any]] = {
-    int: _integer,
-    float: _float,
-    complex: lambda value: {"!complex": [_float(value.real), _float(value.imag)]},
-    bytes: _bytes,
-    bytearray: _bytes,
-    memoryview: _memory,
-    datetime: lambda value: {"!datetime": _moment(value)},
-    time: lambda value: {"!time": _moment(value)},
-    date: lambda value: {"!date": value.isoformat()},
-    timedelta: lambda value: {"!timedelta": _integer(_microseconds(value))},
-    UUID: lambda value: {"!uuid": value.hex},
-    Decimal: _decimal,
-    Fraction: lambda v: {"!fraction": [_integer(v.numerator), _integer(v.denominator)]},
-    range: lambda v: {"!range": [_integer(v.start), _integer(v.stop), _integer(v.step)]},
-    PurePosixPath: _path,
-    PureWindowsPath: _path,
-    PosixPath: _path,
-    WindowsPath: _path,
-}
 
 _RULES: dict[type, _Rule] = {
     list: _Walk.tree,
@@ -616,4 +446,4 @@ _RULES: dict[type, _Rule] = {
     frozenset: _set,
 }
 
-_STANDARD = frozenset({*_AS_IS, *_LEAVES, *_RULES})
+_STANDARD = frozenset({*AS_IS, *SCALARS, *_RULES})

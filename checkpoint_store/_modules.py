@@ -18,3 +18,9 @@ def importable_name(module: str) -> str:
     # While a spawned process imports what its parent runs, its own `__main__` is another module.
     spec = getattr(sys.modules.get(module), "__spec__", None)
     return "__main__" if spec is None else str(spec.name)
+
+
+def type_name(kind: type) -> str:
+    """How messages call a type: with its module, unless that is `builtins`."""
+    module = importable_name(kind.__module__)
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

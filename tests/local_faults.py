@@ -30,7 +30,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 import pytest
 
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Run, resume
-from checkpoint_store._filesystems import local, locks
+from checkpoint_store._filesystems import base, locks
 
 from .test_crashes import (
     NEW,
@@ -307,7 +307,7 @@ def _calls(lines: Sequence[str]) -> list[Call]:
 
 def main() -> None:
     patch = pytest.MonkeyPatch()
-    patch.setattr(local, "PAGE", 2)
+    patch.setattr(base, "PAGE", 2)
     patch.setattr(locks, "LOCK_TIMEOUT", PATIENCE / 4)
     logging.getLogger("checkpoint_store").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory() as parent:

@@ -33,7 +33,7 @@ from checkpoint_store import (
     StorageError,
     resume,
 )
-from checkpoint_store._filesystems import generic, local
+from checkpoint_store._filesystems import base, disk, local
 from checkpoint_store._filesystems.base import (
     Data,
     Entry,
@@ -349,8 +349,7 @@ def make_world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
 
 @pytest.fixture(autouse=True)
 def _short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generic, "PAGE", 2)
-    monkeypatch.setattr(local, "PAGE", 2)
+    monkeypatch.setattr(base, "PAGE", 2)
 
 
 worlds = pytest.mark.parametrize("make_world", ["memory", "generic", "local"], indirect=True)
@@ -917,7 +916,8 @@ def test_an_operation_whose_system_call_fails_loses_and_mixes_nothing(
     def attempt(world: World, tap: Tap) -> None:
         store = world.store()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(local, "os", TappedOs(tap))
+            for module in (local, disk):
+                patch.setattr(module, "os", TappedOs(tap))
             perform(operation, store)
 
     assert check_every_fault(operation, kind, prepared(operation, make_world), attempt) > 0

@@ -24,7 +24,7 @@ import numpy
 import pydantic
 import pytest
 
-from checkpoint_store import _fingerprint
+from checkpoint_store import _fingerprint, _fingerprint_numpy
 from checkpoint_store._fingerprint import MAX_DEPTH, fingerprint, register
 from checkpoint_store.errors import FingerprintError
 
@@ -532,7 +532,7 @@ def test_a_large_array_is_hashed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     array = numpy.arange(1000.0).reshape(10, 100).T
     whole = sha(array.tobytes("C"))
     for size in (1, 24, 4096):
-        monkeypatch.setattr(_fingerprint, "CHUNK_BYTES", size)
+        monkeypatch.setattr(_fingerprint_numpy, "CHUNK_BYTES", size)
         assert whole == tree(array)["!ndarray"][2]
 
 
@@ -653,7 +653,7 @@ def test_a_dtype_that_means_another_thing_elsewhere_is_refused(value: object) ->
 def test_a_numpy_that_is_still_being_imported_is_no_obstacle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(_fingerprint.sys.modules, "numpy", types.ModuleType("numpy"))
+    monkeypatch.setitem(_fingerprint_numpy.sys.modules, "numpy", types.ModuleType("numpy"))
     _fingerprint._rule_of.cache_clear()
     assert text(Slotted(1))
     assert refusal(object()).reason == "unsupported type object"

@@ -29,7 +29,7 @@ from checkpoint_store import (
     plan,
     resume,
 )
-from checkpoint_store._filesystems import local, locks
+from checkpoint_store._filesystems import disk, local, locks
 from checkpoint_store._filesystems.locks import LOCKS, lock_name
 from checkpoint_store._names import encode_name
 
@@ -875,7 +875,8 @@ class FoldingOS:
 
 @pytest.fixture
 def folding(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
-    monkeypatch.setattr(local, "os", FoldingOS(root))
+    for module in (local, disk):
+        monkeypatch.setattr(module, "os", FoldingOS(root))
     monkeypatch.setattr(locks, "LOCK_TIMEOUT", 5.0)
     with CheckpointStore(root) as store:
         yield store

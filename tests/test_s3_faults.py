@@ -33,7 +33,7 @@ from checkpoint_store import (
     plan,
     resume,
 )
-from checkpoint_store._filesystems import s3_engine
+from checkpoint_store._filesystems import s3_transfers
 from checkpoint_store._protocol import TRIES
 
 from .backends import s3_client
@@ -219,7 +219,7 @@ def world(
     monkeypatch.setattr(f"{retries}.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     monkeypatch.setattr(f"{retries}.quota.RetryQuota.acquire", lambda *_: True)
     monkeypatch.setattr("checkpoint_store._steps.time", SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setattr(s3_engine, "_PART_BYTES", 1024)
+    monkeypatch.setattr(s3_transfers, "_PART_BYTES", 1024)
     proxy.on_request = None
     world = World(ministack_server, proxy, clients)
     yield world

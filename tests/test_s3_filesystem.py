@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint_store import CheckpointStore, StorageError, _store, resume
-from checkpoint_store._filesystems import s3_engine
+from checkpoint_store._filesystems import s3, s3_engine, s3_transfers
 from checkpoint_store._filesystems.base import SMALL_BYTES, Entry, Filesystem, Page, Stored
 from checkpoint_store._filesystems.s3 import S3Filesystem
 from checkpoint_store._steps import drive, list_all
@@ -191,7 +191,7 @@ def test_writing_makes_no_copy_of_a_large_body(bucket: Bucket) -> None:
 def test_what_exceeds_one_put_is_uploaded_in_parts(
     fs: S3Filesystem, bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_engine, "_PUT_BYTES", 10 * MiB)
+    monkeypatch.setattr(s3, "_PUT_BYTES", 10 * MiB)
     data = os.urandom(11 * MiB)
     fs.write("wf/a", [data[:MiB], data[MiB:]])
     assert [method for method, _ in counted(proxy)] == ["POST", "PUT", "PUT", "POST"]
@@ -201,7 +201,7 @@ def test_what_exceeds_one_put_is_uploaded_in_parts(
 def test_a_write_in_parts_that_fails_leaves_nothing(
     fs: S3Filesystem, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_engine, "_PUT_BYTES", 10 * MiB)
+    monkeypatch.setattr(s3, "_PUT_BYTES", 10 * MiB)
     with pytest.raises(TypeError):
         fs.write("wf/a", [bytes(11 * MiB), "no bytes"])  # type: ignore[list-item]
     assert bucket.keys() + uploads(bucket) == []
@@ -936,8 +936,8 @@ def test_ten_thousand_parts_hold_429_gib(monkeypatch: pytest.MonkeyPatch) -> Non
             request.close()
 
     loop = asyncio.new_event_loop()
-    monkeypatch.setattr(s3_engine, "_PART_BYTES", 1)
-    upload = s3_engine.MultipartUpload(Client(), "key")  # type: ignore[arg-type]
+    monkeypatch.setattr(s3_transfers, "_PART_BYTES", 1)
+    upload = s3_transfers.MultipartUpload(Client(), "key")  # type: ignore[arg-type]
     upload.write(bytes(55_000))
     assert len(sizes) == 10_000
     assert sum(sizes) == 55_000

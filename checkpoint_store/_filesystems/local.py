@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -18,7 +16,6 @@ from typing import Any, TypeVar
 from ..errors import ContentionError, InvalidNameError
 from .base import (
     CREATE,
-    NOFOLLOW,
     SMALL_BYTES,
     Contents,
     Data,
@@ -33,6 +30,17 @@ from .base import (
     upload_all,
     write_all,
 )
+from .disk import (
+    READ,
+    OpenFile,
+    files_in,
+    link,
+    read_bytes,
+    refuse_link,
+    subfolders,
+    sweep,
+    temporary_name,
+)
 from .locks import under_lock
 from .mounts import caveat_of
 
@@ -41,7 +49,6 @@ if sys.platform != "win32":
 
 _WHOLE_BYTES = 1024 * 1024  # Cutting the payload out of more would be a copy worth saving.
 _TRIES = 10
-_READ = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _T = TypeVar("_T")
 
@@ -68,16 +75,16 @@ class LocalFilesystem(Filesystem):
     def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> Contents:  # noqa: ARG002
         descriptor, size = self._open(key)
         if size > _WHOLE_BYTES:
-            return _OpenFile(descriptor, size)
+            return OpenFile(descriptor, size)
         try:
-            return _read(descriptor, size)
+            return read_bytes(descriptor, size)
         finally:
             os.close(descriptor)
 
     def read_small(self, key: str) -> Stored:
         descriptor, size = self._open(key)
         try:
-            return Stored(_read(descriptor, min(size, SMALL_BYTES)))
+            return Stored(read_bytes(descriptor, min(size, SMALL_BYTES)))
         finally:
             os.close(descriptor)
 
@@ -134,8 +141,8 @@ class LocalFilesystem(Filesystem):
 
     def _list_files(self, folder: str, *, sizes: bool) -> Iterator[Entry]:
         path = os.path.join(self.root, folder)
-        _refuse_link(path)
-        for entry in _files(path):
+        refuse_link(path)
+        for entry in files_in(path):
             if not sizes:
                 yield Entry(entry.name)
                 continue
@@ -148,9 +155,9 @@ class LocalFilesystem(Filesystem):
 
     def _list_folders(self, has: Callable[[str], bool]) -> Iterator[str]:
         removed: dict[str, list[str]] = {}
-        for name in _subfolders(os.path.join(self.root, ".tmp")):
+        for name in subfolders(os.path.join(self.root, ".tmp")):
             removed.setdefault(name.partition("~")[0], []).append(f".tmp/{name}")
-        for folder in _subfolders(self.root):
+        for folder in subfolders(self.root):
             if any(map(has, self._names([folder, *removed.pop(folder, ())]))):
                 yield folder
         for folder, paths in removed.items():
@@ -170,7 +177,7 @@ class LocalFilesystem(Filesystem):
 
     def _detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:
         path = os.path.join(self.root, folder)
-        _refuse_link(path)
+        refuse_link(path)
         try:
             with os.scandir(path) as entries:
                 kept = not all(
@@ -191,7 +198,7 @@ class LocalFilesystem(Filesystem):
         else:
             self._make_folder(".tmp")
             try:
-                os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
+                os.rename(path, os.path.join(self.root, ".tmp", temporary_name(folder)))
             except FileNotFoundError:
                 # A delete beside this one has removed the folder, because it was empty.
                 if os.path.lexists(path):
@@ -204,7 +211,7 @@ class LocalFilesystem(Filesystem):
 
     def _list_leftovers(self, folder: str) -> Iterator[str]:
         tmp = os.path.join(self.root, ".tmp")
-        _refuse_link(tmp)
+        refuse_link(tmp)
         try:
             names = [name for name in os.listdir(tmp) if name.startswith(f"{folder}~")]
         except FileNotFoundError:
@@ -212,12 +219,12 @@ class LocalFilesystem(Filesystem):
         for name in names:
             path = os.path.join(tmp, name)
             if os.path.isdir(path) and not os.path.islink(path):
-                for file in _files(path):
+                for file in files_in(path):
                     yield f".tmp/{name}/{file.name}"
                 with suppress(OSError):
                     os.rmdir(path)
             else:
-                _sweep(path)
+                sweep(path)
 
     def remove_all(self) -> None:
         if os.path.lexists(self.root):
@@ -227,7 +234,7 @@ class LocalFilesystem(Filesystem):
                 os.rmdir(self._made_above.pop())
 
     def _names(self, folders: Sequence[str]) -> Iterator[str]:
-        files = chain.from_iterable(_files(os.path.join(self.root, path)) for path in folders)
+        files = chain.from_iterable(files_in(os.path.join(self.root, path)) for path in folders)
         return (entry.name for entry in files)
 
     def _path(self, key: str) -> str:
@@ -235,12 +242,12 @@ class LocalFilesystem(Filesystem):
         path = self.root
         for folder in folders:
             path = f"{path}{os.sep}{folder}"
-            _refuse_link(path)
+            refuse_link(path)
         return f"{path}{os.sep}{name}"
 
     def _open(self, key: str) -> tuple[int, int]:
         """The descriptor and the size of a file."""
-        descriptor = os.open(self._path(key), _READ)
+        descriptor = os.open(self._path(key), READ)
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
@@ -256,7 +263,7 @@ class LocalFilesystem(Filesystem):
 
     def _make_folder(self, folder: str) -> None:
         path = os.path.join(self.root, folder)
-        _refuse_link(path)
+        refuse_link(path)
         missing = []
         while not os.path.isdir(path):
             missing.append(path)
@@ -327,35 +334,6 @@ class LocalFilesystem(Filesystem):
         return not os.path.lexists(os.path.join(path, name.swapcase())) or name in os.listdir(path)
 
 
-class _OpenFile:
-    """A file of which any slice can be read."""
-
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor = descriptor
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, part: slice, /) -> bytes:
-        start, stop, _ = part.indices(self._size)
-        try:
-            if start:
-                os.lseek(self._descriptor, start, os.SEEK_SET)
-            return _read(self._descriptor, stop - start)
-        except BaseException:
-            self.close()  # The traceback keeps this object alive.
-            raise
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            with suppress(OSError):  # Nothing was written that could be lost.
-                os.close(descriptor)
-
-    __del__ = close
-
-
 class _LocalUpload(Upload):
     """A temporary file on the same disk. Its lock tells `leftovers` that its writer lives."""
 
@@ -365,7 +343,7 @@ class _LocalUpload(Upload):
         self._filesystem = filesystem
         self._key = key
         self._locked = locked
-        self._place = _link if create else os.replace
+        self._place = link if create else os.replace
         self._folder = key.partition("/")[0]
         self._descriptor = -1
         # Named before it is made, so that an interrupt cannot come between the file and its name.
@@ -379,7 +357,7 @@ class _LocalUpload(Upload):
             raise
 
     def _temporary_path(self) -> str:
-        return self._filesystem._path(f".tmp/{_temporary_name(self._folder)}")
+        return self._filesystem._path(f".tmp/{temporary_name(self._folder)}")
 
     def _create(self) -> bool:
         """Makes and locks the file; False if it was swept away before it was locked."""
@@ -405,7 +383,7 @@ class _LocalUpload(Upload):
         if sys.platform == "win32":
             self._close()
         self._filesystem.publish(self._path, self._key, self._place, locked=self._locked)
-        if self._place is _link:
+        if self._place is link:
             self._discard()
         self._close()
 
@@ -417,68 +395,4 @@ class _LocalUpload(Upload):
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
-
-
-def _read(descriptor: int, size: int) -> bytes:
-    """That many bytes, fewer only at the end of the file."""
-    chunks = []
-    while size > 0 and (chunk := os.read(descriptor, size)):
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)
-
-
-def _temporary_name(folder: str) -> str:
-    return f"{folder}~{secrets.token_hex(8)}"
-
-
-def _link(temporary: str, path: str) -> None:
-    """Gives a file another name, or raises `FileExistsError`: also of two hosts only one wins."""
-    try:
-        os.link(temporary, path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        # What is there tells more. NFS asks again if a reply was lost and is told of its own work,
-        # sshfs has one error for all, and of no hard links each system says something else.
-        if os.stat(temporary).st_nlink == 2:
-            return
-        if isinstance(error, FileExistsError) or os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
-        os.replace(temporary, path)
-
-
-def _refuse_link(path: str) -> None:
-    if os.path.islink(path):
-        raise OSError(f"{path} is a symbolic link, which is not followed: replace it by a folder")
-
-
-def _subfolders(path: str) -> Iterator[str]:
-    return (entry.name for entry in _entries(path) if entry.is_dir(follow_symlinks=False))
-
-
-def _files(path: str) -> Iterator[os.DirEntry[str]]:
-    return (entry for entry in _entries(path) if entry.is_file(follow_symlinks=False))
-
-
-def _entries(path: str) -> Iterator[os.DirEntry[str]]:
-    try:
-        entries = os.scandir(path)
-    except FileNotFoundError:
-        return
-    with entries:
-        yield from entries
-
-
-def _sweep(path: str) -> None:
-    """Removes a temporary file unless its writer lives."""
-    with suppress(OSError):
-        descriptor = os.open(path, _READ)
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Under the lock, or a writer that has just made the file would lose it.
-            os.unlink(path)
-        finally:
             os.close(descriptor)

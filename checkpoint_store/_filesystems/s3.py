@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import os
@@ -10,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import InvalidURLError
-from .base import SMALL_BYTES, Data, Entry, Page, Source, Stored, Upload, anything
+from .base import SMALL_BYTES, Data, Entry, Page, Source, Stored, Upload, anything, upload_all
 from .loop import Awaited, LoopFilesystem
-from .s3_engine import MultipartUpload, S3Engine
+from .s3_engine import S3Engine
 from .s3_errors import RefusedError
+from .s3_transfers import Download, MultipartUpload, body_of
 
+_PUT_BYTES = 5 * 1024**3  # As many as one PutObject may have.
 _ENDPOINT = re.compile(r"https?://[^@?#]+", re.IGNORECASE)
 
 logger = logging.getLogger("checkpoint_store")
@@ -70,7 +73,7 @@ class S3Filesystem(LoopFilesystem):
         return self._engine.contains(self._root + key)
 
     def awrite(self, key: str, parts: Sequence[Data]) -> Awaited[None]:
-        return self._engine.write(self._root + key, parts)
+        return self._write(self._engine, key, parts)
 
     def aswap(self, key: str, old: Stored | None, data: bytes) -> Awaited[bool]:
         return self._swap(self._engine, key, old, data)
@@ -87,10 +90,20 @@ class S3Filesystem(LoopFilesystem):
         return self._list_folders(self._engine, has, more)
 
     def aopen_read(self, key: str) -> Awaited[Source]:
-        return self._engine.open_read(self._root + key)
+        return self._open_read(self._engine, key)
 
     def open_write(self, key: str) -> Upload:
         return MultipartUpload(self._engine, self._root + key)
+
+    async def _write(self, engine: S3Engine, key: str, parts: Sequence[Data]) -> None:
+        if sum(map(len, parts)) <= _PUT_BYTES:
+            await engine.put(self._root + key, body_of(parts))
+        else:
+            upload = MultipartUpload(engine, self._root + key)
+            await asyncio.to_thread(upload_all, upload, parts)
+
+    async def _open_read(self, engine: S3Engine, key: str) -> Download:
+        return Download(engine, await engine.open_body(self._root + key))
 
     async def _read_small(self, engine: S3Engine, key: str) -> Stored:
         stored = await engine.get(self._root + key, SMALL_BYTES)

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
@@ -23,17 +23,13 @@ from weakref import WeakSet
 import fsspec.asyn
 import fsspec.config
 
-from .base import HEAD_BYTES, PAGE, Data, Entry, Page, Stored, Upload, anything, upload_all
+from .base import HEAD_BYTES, PAGE, Entry, Page, Stored, anything
 from .loop import running_loop, wait_for
 from .s3_errors import answer_of, explained, refusal
 
 _T = TypeVar("_T")
 
-_PUT_BYTES = 5 * 1024**3  # As many as one PutObject may have.
-_PART_BYTES = 6 * 1024**2
-_SLICE_BYTES = 256 * 1024
 _READS = 3
-_ABORT_SECONDS = 10.0
 _RETRY_AFTER_SECONDS = 20.0  # As long as botocore's own pauses are at most.
 _CONFIG = {
     "connect_timeout": 10,
@@ -49,13 +45,13 @@ _CLOSED = "the store was closed while this was at work: close it after its last 
 
 logger = logging.getLogger("checkpoint_store")
 
-_connected: WeakSet[object] = WeakSet()
+connected: WeakSet[object] = WeakSet()
 
 
 def _keep_inherited() -> None:
     # A child that drops a connection, and be it at its exit, takes it out of the epoll set that it
     # shares with its parent, which then waits for the next reply in vain (60 s) and tries again.
-    for inherited in list(_connected):
+    for inherited in list(connected):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
@@ -190,7 +186,7 @@ class S3Engine:
                 "this version of botocore does not know conditional writes: "
                 "pip install --upgrade 'aiobotocore>=2.16' s3fs"
             )
-        _connected.add(self)
+        connected.add(self)
         # Earlier ones stay open until all are closed: requests and streams may be using them.
         self._creators.append(creator)
 
@@ -217,7 +213,7 @@ class S3Engine:
             self.loop.call_soon_threadsafe(cancel)
         self._close_creators()
 
-    async def put(self, key: str, data: Data | Body, **condition: str) -> None:
+    async def put(self, key: str, data: Any, **condition: str) -> None:
         """Stores an object, or raises `RefusedError` if the condition does not hold."""
         try:
             await self.guarded(self.call("put_object", Key=key, Body=data, **condition))
@@ -270,16 +266,9 @@ class S3Engine:
         ]
         return Page(found, reply["NextContinuationToken"] if reply["IsTruncated"] else None)
 
-    async def open_read(self, key: str) -> Download:
-        reply = await self.guarded(self.call("get_object", Key=key))
-        return Download(self, reply["Body"])
-
-    async def write(self, key: str, parts: Sequence[Data]) -> None:
-        """Stores an object of any size."""
-        if sum(map(len, parts)) <= _PUT_BYTES:
-            await self.put(key, body_of(parts))
-        else:
-            await asyncio.to_thread(upload_all, MultipartUpload(self, key), parts)
+    async def open_body(self, key: str) -> Any:
+        """What reads an object as it comes."""
+        return (await self.guarded(self.call("get_object", Key=key)))["Body"]
 
     async def _get(
         self, key: str, size: int, is_wanted: Callable[[bytes], bool], **parameters: Any
@@ -288,9 +277,9 @@ class S3Engine:
             reply = await self.call("get_object", Key=key, **parameters)
             body = reply["Body"]
             try:
-                chunks = await _take(body, min(size, HEAD_BYTES))
+                chunks = await take(body, min(size, HEAD_BYTES))
                 if size > HEAD_BYTES and is_wanted(b"".join(chunks)):
-                    chunks += await _take(body, size - HEAD_BYTES)
+                    chunks += await take(body, size - HEAD_BYTES)
                 break
             except Exception as error:
                 # botocore no longer retries once the body has begun.
@@ -302,160 +291,13 @@ class S3Engine:
         return Stored(b"".join(chunks), reply.get("ETag", ""))
 
 
-class Download:
-    def __init__(self, client: S3Engine, body: Any) -> None:
-        self._client = client
-        self._body = body
-        _connected.add(self)
-
-    def read(self, size: int, /) -> bytes:
-        return b"".join(self._client.run(_take(self._body, size)))
-
-    def close(self) -> None:
-        if self._client.process == os.getpid():
-            self._client.loop.call_soon_threadsafe(self._body.close)
-
-
-class MultipartUpload(Upload):
-    """One PutObject at the end, or a multipart upload once there is more than a part."""
-
-    def __init__(self, client: S3Engine, key: str) -> None:
-        self._client = client
-        self._key = key
-        self._beginning: asyncio.Task[str] | None = None
-        self._parts: list[dict[str, Any]] = []
-        self._buffer = bytearray()
-        super().__init__()
-
-    def write(self, data: Data) -> None:
-        with memoryview(data) as view:
-            start = 0
-            while start < len(view):
-                # The 10,000 parts that there may be hold 322 GiB.
-                size = _PART_BYTES * (1 + len(self._parts) // 1000)
-                stop = start + size - len(self._buffer)
-                self._buffer += view[start:stop]
-                start = stop
-                if len(self._buffer) >= size:
-                    self._run(self._send_part())
-
-    def _commit(self) -> None:
-        if self._beginning is None:
-            self._run(self._client.call("put_object", Key=self._key, Body=body_of([self._buffer])))
-        else:
-            if self._buffer:
-                self._run(self._send_part())
-            self._run(self._complete())
-
-    def _discard(self) -> None:
-        self._client.finish(self._abort(), _ABORT_SECONDS)
-
-    def _run(self, request: Coroutine[Any, Any, _T]) -> _T:
-        if self._is_over:
-            request.close()
-            raise ValueError("the upload has been committed or discarded")
-        try:
-            return self._client.run(request)
-        except BaseException:
-            self.discard()
-            raise
-
-    async def _id(self) -> str:
-        if self._beginning is None:
-            begin = self._client.guarded(self._client.begin_upload(self._key))
-            self._beginning = asyncio.ensure_future(begin)
-        # Shielded, because what S3 has begun can only be aborted by the id in its reply.
-        return await asyncio.shield(self._beginning)
-
-    async def _send_part(self) -> None:
-        upload_id, number = await self._id(), len(self._parts) + 1
-        body, self._buffer = self._buffer, bytearray()
-        reply = await self._client.call(
-            "upload_part",
-            Key=self._key,
-            UploadId=upload_id,
-            PartNumber=number,
-            Body=body_of([body]),
-        )
-        # S3 wants the checksums again that botocore has sent.
-        sums = {name: value for name, value in reply.items() if name.startswith("Checksum")}
-        self._parts.append({"PartNumber": number, "ETag": reply["ETag"], **sums})
-
-    async def _complete(self) -> None:
-        reply = await self._client.call(
-            "complete_multipart_upload",
-            Key=self._key,
-            UploadId=await self._id(),
-            MultipartUpload={"Parts": self._parts},
-        )
-        if "ETag" not in reply:
-            raise OSError("the reply does not say that the upload is complete: write it again")
-
-    async def _abort(self) -> None:
-        self._buffer = bytearray()
-        if self._beginning is not None:
-            try:
-                await self._client.call(
-                    "abort_multipart_upload", Key=self._key, UploadId=await self._id()
-                )
-            except Exception as error:  # noqa: BLE001
-                why = explained(error, self._client.bucket)
-                logger.debug("an upload to S3 could not be aborted: %s", why)
-
-
-async def _take(body: Any, size: int) -> list[bytes]:
+async def take(body: Any, size: int) -> list[bytes]:
     """Up to `size` bytes, fewer only at the end."""
     chunks = []
     while size > 0 and (chunk := await body.read(size)):
         chunks.append(chunk)
         size -= len(chunk)
     return chunks
-
-
-def body_of(parts: Sequence[Data]) -> bytes | Body:
-    # Small ones are joined, which costs less than to hand them on one after the other.
-    return b"".join(parts) if sum(map(len, parts)) <= 1024**2 else Body(parts)
-
-
-class Body:
-    """What botocore reads, as often as it likes, without the two copies it makes of bytes.
-
-    It is no `io.IOBase`, or aiohttp would read it in a thread, which none may begin at exit.
-    """
-
-    def __init__(self, parts: Sequence[Data]) -> None:
-        self._parts = [memoryview(part).cast("B") for part in parts]
-        self._size = sum(map(len, self._parts))
-        self._position = 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
-
-    def read(self, size: int = -1, /) -> bytes:
-        chunks = []
-        size = self._size if size < 0 else size
-        while size > 0 and (chunk := self._next(size)):
-            chunks.append(chunk)
-            size -= len(chunk)
-        return b"".join(chunks)
-
-    async def __aiter__(self) -> AsyncIterator[memoryview]:
-        while chunk := self._next(_SLICE_BYTES):
-            yield chunk
-
-    def _next(self, size: int) -> memoryview:
-        start = self._position
-        for part in self._parts:
-            if start < len(part):
-                chunk = part[start : start + size]
-                self._position += len(chunk)
-                return chunk
-            start -= len(part)
-        return memoryview(b"")
 
 
 def _drop_date(response_dict: dict[str, Any], **_: object) -> None:
