@@ -19,16 +19,16 @@ __all__ = ["Filesystem", "Location", "connect", "text_of"]
 MAX_PREFIX_BYTES = 512
 """S3 allows keys of 1,024 bytes, and a workflow with a task and its token may take 467."""
 
-# One letter before a colon is a Windows drive.
+# A single letter before a colon is the drive of a Windows path, and no scheme.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-# A secret may hold a slash; what follows a host's colon is otherwise a port.
+# Digits after a host's colon are a port. Anything else may be a password, also one with slashes.
 _USERINFO = re.compile(r"[^/]*@|[^/]*:(?!\d*(/|\Z)).*@", re.DOTALL)
-# What is a user name elsewhere names the container here, and the host its account.
+# On Azure the part before the @ is no user name: it names the container, and the host the account.
 _CONTAINER = re.compile(r"[a-z0-9-]+@[a-z0-9]+\.(dfs|blob)\.core\.windows\.net(/|\Z)")
-# Of an access point, which takes the place of a bucket. botocore knows it by the same rules.
+# The ARN of an access point takes the place of a bucket. botocore has the same rules.
 _ARN = re.compile(
     r"arn:aws[a-z-]*:(?:"
-    # Without a region where it is of several.
+    # The region is empty if the access point spans several.
     r"s3:[a-z0-9-]*:\d{12}:accesspoint[/:][A-Za-z0-9.-]{1,63}|"
     r"s3-object-lambda:[a-z0-9-]+:\d{12}:accesspoint[/:][A-Za-z0-9-]{1,63}|"
     r"s3-outposts:[a-z0-9-]+:\d{12}:outpost[/:][A-Za-z0-9-]{1,63}[/:]accesspoint[/:][A-Za-z0-9-]{1,63}"
@@ -36,15 +36,16 @@ _ARN = re.compile(
     re.ASCII,
 )
 _S3 = ("s3", "s3a")
-# The extra of this package that installs what a protocol needs.
+# Which extra of this package installs what a protocol needs.
 _EXTRAS = {**dict.fromkeys(("abfs", "abfss", "az"), "azure"), **dict.fromkeys(("gs", "gcs"), "gcs")}
-# They would answer from copies that nobody keeps up to date.
+# These filesystems answer from local copies, which nobody keeps up to date.
 _CACHING = {"blockcache", "cached", "filecache", "simplecache"}
 
 
 @runtime_checkable
 class _UPath(Protocol):
-    """As much as counts of universal_pathlib's `UPath`, which remote is no `os.PathLike`."""
+    """The attributes by which a `UPath` of universal_pathlib is told: a remote one is no
+    `os.PathLike`."""
 
     @property
     def protocol(self) -> str: ...
@@ -56,7 +57,7 @@ Location = str | os.PathLike[str] | _UPath
 
 
 def text_of(url: Location) -> str:
-    """The URL or path, of a `UPath` without its options."""
+    """The URL or path as text. That of a `UPath` does not tell its options."""
     if isinstance(url, _UPath):
         text = str(url)
         if url.protocol not in ("", "file", "local") and "://" not in text:
@@ -75,7 +76,7 @@ def connect(
     durable: bool = True,
     max_concurrency: int = 32,
 ) -> Filesystem:
-    """The filesystem at `url`, without any input or output yet."""
+    """The filesystem at `url`. Nothing is read or written yet."""
     text = text_of(url)
     if not isinstance(storage_options, Mapping | None):
         raise TypeError(f"storage_options must be a dict, not {type(storage_options).__name__}")
@@ -85,7 +86,7 @@ def connect(
     filesystem: Filesystem
     if scheme in ("file", "local"):
         filesystem = local = _local(rest, options, durable=durable)
-        text = local.root  # A relative path leads elsewhere from another folder.
+        text = local.root  # From another working folder a relative path would lead elsewhere.
     else:
         filesystem = _remote(text, scheme, rest, options, max_concurrency)
     filesystem.url = text
@@ -144,7 +145,7 @@ def _split(text: str) -> tuple[str, str]:
                 "has an ARN that is none of an access point: write the name of the bucket in its "
                 "place, or arn:aws:s3:region:account:accesspoint/name with the account's 12 digits",
             )
-        # Its own colons neither chain nor set off a password.
+        # The colons within the ARN neither chain filesystems nor set off a password.
         checked = f"//{rest[arn.end() :]}"
     if "::" in f"{scheme}:{checked}":
         _refuse(text, "chains filesystems with '::': give the URL of the last one alone")
@@ -183,11 +184,14 @@ def _generic(
                 f"{scheme}:// needs pip install 'checkpoint-store[{extra}]'"
             ) from error
         raise
-    except (AttributeError, ValueError):  # The former where a package has dropped its protocol.
+    except (
+        AttributeError,
+        ValueError,
+    ):  # An AttributeError comes from a package that no longer has the protocol.
         _refuse(text, f"has a protocol that fsspec does not know, {scheme}: check its spelling")
     url = f"{scheme}://{rest}"
     try:
-        # What the URL itself says of the server, such as its host.
+        # The URL itself may say where the server is, such as its host and port.
         options = {**implementation._get_kwargs_from_urls(url), **options}
         path = str(implementation._strip_protocol(url)).rstrip("/")
     except Exception:  # noqa: BLE001
@@ -203,7 +207,7 @@ def _refuse_options(text: str, options: Mapping[str, Any]) -> None:
 
 
 def _refuse(text: str, why: str) -> NoReturn:
-    # What stands before an @ or behind a ? might be a secret.
+    # The parts before an @ and after a ? are not repeated: they might be secrets.
     _, at, behind = text.rpartition("@")
     shown = (f"…@{behind}" if at else behind).partition("?")[0]
     raise InvalidURLError(f"{shown!r} {why}") from None

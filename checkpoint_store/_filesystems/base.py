@@ -12,17 +12,18 @@ from itertools import islice
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 SMALL_BYTES = 64 * 1024 + 1
-"""How much `read_small` reads at most: one byte more than a file that is swapped may have."""
+"""As many bytes `read_small` reads at most: one more than a record may have."""
 
 HEAD_BYTES = 64 * 1024
-"""How much of a file is read before the caller is asked whether the rest is wanted."""
+"""As many bytes of a file are read before the caller is asked whether it wants the rest."""
 
 PAGE = 1000
-"""How many files a page of a list has at most, and how many are deleted at once, as on S3."""
+"""As many files a page of a list has at most, and as many one `delete` is given. Both are the
+limits of S3."""
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | getattr(os, "O_BINARY", 0)
-"""Flags for a new file of our own, whatever lies in its place."""
+"""The flags with which a new file is opened. They refuse a file or a link that is there already."""
 
 Data = bytes | bytearray | memoryview
 
@@ -30,21 +31,21 @@ _T = TypeVar("_T")
 
 
 class Contents(Protocol):
-    """A whole file: its bytes, or what reads each slice when it is asked for."""
+    """The contents of a whole file: `bytes`, or an object that reads a slice when asked for it."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> bytes: ...
 
 
 class Source(Protocol):
-    """Where a stream is read from. `read` returns b"" only at the end."""
+    """An open file that is read as a stream. `read` returns b"" only at its end."""
 
     def read(self, size: int, /) -> bytes: ...
     def close(self) -> None: ...
 
 
 class Stored(NamedTuple):
-    """A small file as it was read, for a later `swap`."""
+    """A small file as it was read. A later `swap` compares it with the file that is there then."""
 
     data: bytes
     etag: str = ""
@@ -67,7 +68,7 @@ class Page(NamedTuple, Generic[_T]):
 
 
 def page_of(items: Iterator[_T]) -> Page[_T]:
-    """The next page of a list that is made an item at a time."""
+    """The next page of a list whose items come from an iterator."""
     found = list(islice(items, PAGE))
     return Page(found, items if len(found) == PAGE else None)
 
@@ -75,15 +76,15 @@ def page_of(items: Iterator[_T]) -> Page[_T]:
 class Upload(ABC):
     """A file being written. It is invisible until `commit`; `discard` leaves no trace.
 
-    One that is dropped discards itself, so that an interrupt between any two steps leaves nothing
-    behind. A forked child has a copy of it, but the file is its parent's: `discard` does nothing
-    there.
+    An upload that is dropped discards itself, so that an interrupt between any two statements
+    leaves nothing behind. A forked child has a copy of the object, but the file belongs to its
+    parent: `discard` does nothing in the child.
     """
 
-    _is_over = True  # Until `__init__` has run: there is nothing to discard before.
+    _is_over = True  # There is nothing to discard until `__init__` has run.
 
     def __init__(self) -> None:
-        """Called once all attributes are set, and before anything is made that needs discarding."""
+        """To be called after all attributes are set, and before anything is made in the storage."""
         self._process = os.getpid()
         self._is_over = False
 
@@ -106,11 +107,11 @@ class Upload(ABC):
 
     @abstractmethod
     def _discard(self) -> None:
-        """May be called again if it was interrupted."""
+        """Removes what was made in the storage. It may be called again after an interrupt."""
 
 
 def write_all(descriptor: int, data: Data) -> None:
-    """Writes to an open file, however much of it the system takes at a time."""
+    """Writes all of `data` to an open file; the system may take less in one call."""
     with memoryview(data) as view:
         written = 0
         while written < len(view):
@@ -118,7 +119,7 @@ def write_all(descriptor: int, data: Data) -> None:
 
 
 def upload_all(upload: Upload, parts: Sequence[Data]) -> None:
-    """Publishes a file made of `parts`, or leaves no trace."""
+    """Publishes a file that consists of `parts`, or leaves no trace of it."""
     try:
         for part in parts:
             upload.write(part)
@@ -142,100 +143,103 @@ class Filesystem(ABC):
     """The primitives. Each raises `FileNotFoundError` for a missing key and for nothing else."""
 
     conditional_writes: bool | None
-    """Whether `swap` is atomic among all writers; None until it has refused one."""
+    """Whether `swap` is atomic among all writers. None means unknown, until a swap was refused."""
 
     conditions: tuple[str, str] | None
-    """What refuses to create a file that is there, and to swap one that has changed; None if this
-    kind of storage has nothing that does. The words are for people."""
+    """By which means a second creation of a file is refused, and by which a swap of a file that has
+    changed: two words for people to read. None if this kind of storage has no such means."""
 
     durability: str
-    """When a write survives a crash of the storage, for people to read."""
+    """From when on a write survives a crash of the storage, in a sentence for people to read."""
 
     max_concurrency: int
-    """How many calls at once pay off and are safe."""
+    """How many calls may be under way at once: more are not safe, or do not pay off."""
 
     blocks = True
-    """Whether a call holds up its thread; `LoopFilesystem` can be awaited, too."""
+    """Whether all calls block their thread. Those of a `LoopFilesystem` can be awaited as well."""
 
     is_of_one_process = False
-    """Whether another process would see other files under the same URL."""
+    """Whether only this process has the files, so that another sees none under the same URL."""
 
     in_pieces = False
-    """Whether `list_folders` may name a folder again after others."""
+    """Whether `list_folders` may name a folder again after it has named others."""
 
     warned = False
-    """Whether somebody was told that there are no conditional writes, or of the caveat."""
+    """Whether the warning about missing conditional writes, or about the caveat, was logged."""
 
     _threads: tuple[int, ThreadPoolExecutor] | None = None
-    """A pool of threads, and the process that it belongs to."""
+    """The threads of `in_thread`, after the number of the process that they run in."""
 
     url: str
-    """Where it is: an absolute path, or a URL. `connect` sets it."""
+    """An absolute path, or a URL. `connect` sets it."""
 
     made_by: Callable[[], Filesystem]
-    """The call of `connect` that would make it again, in another process, too."""
+    """Makes this filesystem again, also in another process. It is a call of `connect`."""
 
     @property
     def caveat(self) -> str | None:
-        """What of the promises could not be tried from this machine, in one sentence, or None.
+        """Which promises cannot be tried from this machine, in a sentence, or None if all can.
 
-        It is for people to read: nothing is decided by it. The first time it may look at the
-        system, never at the storage.
+        The sentence is for people to read; nothing is decided by it. To find it out, the operating
+        system may be asked, but never the storage.
         """
         return None
 
     def __reduce__(self) -> tuple[Callable[..., Filesystem], tuple[Any, ...]]:
-        # Connections stay behind. Copies in one process share theirs, or a worker that is handed
-        # a run with each task would connect for each.
+        # A pickle holds no connections. All its copies in one process share one filesystem, because
+        # a worker that gets a run with each task would otherwise connect for each task.
         return _connect_again, (pickle.dumps(self.made_by),)
 
     @abstractmethod
     def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> Contents:
-        """A whole file.
+        """The contents of a file.
 
-        Once as much as `HEAD_BYTES` of it has been read, `is_wanted` is given that much; where it
-        says no, the rest may be left unread, and the contents end there.
+        `is_wanted` may be asked, with the first `HEAD_BYTES` of the file, whether the rest is
+        needed. If it says no, the rest may be left out of the contents.
         """
 
     @abstractmethod
     def read_small(self, key: str) -> Stored:
-        """At most `SMALL_BYTES` of a file."""
+        """The first `SMALL_BYTES` of a file, which is all of it if it is not too large."""
 
     @abstractmethod
     def contains(self, key: str) -> bool: ...
 
     @abstractmethod
     def write(self, key: str, parts: Sequence[Data]) -> None:
-        """Publishes a file made of `parts`, whole or not at all where the storage can."""
+        """Stores a file made of `parts`, whole or not at all if the storage can do that."""
 
     @abstractmethod
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
-        """Replaces a file that is still `old` (None: absent) with `data`.
+        """Replaces a file by `data` if it still is as `old` says; None says that there is no file.
 
-        False if it was refused. Any exception leaves open whether it has, or yet will, take effect.
+        Returns False if the file was another one. After an exception it is open whether the swap
+        has taken effect, or will take effect later.
         """
 
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
-        """Deletes up to `PAGE` files in order, and returns those it could not with the reason.
+        """Deletes up to `PAGE` files, in order, and returns which failed, each with the reason.
 
-        Missing ones count as deleted.
+        A file that is not there counts as deleted.
         """
 
     @abstractmethod
     def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: FBT001, FBT002
-        """The files in a folder, none if there is no folder; sizes and times if they are asked for
-        or cost nothing."""
+        """A page of the files in a folder. A folder that is not there has none.
+
+        Without `sizes`, sizes and times may be left out where they cost something.
+        """
 
     @abstractmethod
     def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
-        """The folders with a file whose name `has` accepts. A page may be empty and not the last.
+        """A page of the folders in which there is a file whose name `has` accepts.
 
-        With `in_pieces` a folder may come again on a later page.
+        A page may be empty although others follow.
         """
 
     def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:  # noqa: ARG002
-        """Keys that interrupted operations on a folder left outside it."""
+        """A page of the keys that interrupted operations on a folder have left outside of it."""
         return Page([])
 
     @abstractmethod
@@ -245,15 +249,15 @@ class Filesystem(ABC):
     def open_write(self, key: str) -> Upload: ...
 
     def detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:  # noqa: ARG002
-        """Removes the file `name` of a folder, and where it can the whole folder in one step.
+        """Removes the file `name` of a folder, or in the same step the whole folder.
 
-        A folder with files that are not `is_ours` keeps them.
+        The whole folder goes only if `is_ours` accepts the names of all its files.
         """
         for reason in self.delete([f"{folder}/{name}"]).values():
             raise OSError(f"the record could not be deleted: {reason}")
 
     def remove_all(self) -> None:
-        """Removes all files in the folders under the root, and the folders that were made here."""
+        """Removes all files in folders under the root, and all folders that were made here."""
         folders = []
         page = Page[str]([], None)
         while True:
@@ -280,12 +284,12 @@ class Filesystem(ABC):
         return await self.in_thread(getattr(self, verb), *arguments)
 
     async def in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
-        """What a blocking call returns, made in a thread of this filesystem's own.
+        """What a blocking call returns that is made in one of this filesystem's own threads.
 
-        Whoever is cancelled meanwhile is so once the call has ended: what is written next must not
-        be overtaken.
+        A task that is cancelled meanwhile first waits until the call has ended. Otherwise the call
+        could overtake what the same process writes next.
         """
-        import asyncio  # Here because a local store needs none of it.
+        import asyncio  # It is not imported above, because a blocking store needs none of it.
 
         process = os.getpid()
         if self._threads is None or self._threads[0] != process:

@@ -18,7 +18,7 @@ READ = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BI
 
 
 def read_bytes(descriptor: int, size: int) -> bytes:
-    """That many bytes, fewer only at the end of the file."""
+    """Reads `size` bytes, or fewer if the file ends before."""
     chunks = []
     while size > 0 and (chunk := os.read(descriptor, size)):
         chunks.append(chunk)
@@ -31,14 +31,18 @@ def temporary_name(folder: str) -> str:
 
 
 def link(temporary: str, path: str) -> None:
-    """Gives a file another name, or raises `FileExistsError`: also of two hosts only one wins."""
+    """Gives a temporary file a second name, or raises `FileExistsError` if that name is taken.
+
+    Of two processes that do this, only one succeeds, also if they are on two hosts.
+    """
     try:
         os.link(temporary, path)
     except FileNotFoundError:
         raise
     except OSError as error:
-        # What is there tells more. NFS asks again if a reply was lost and is told of its own work,
-        # sshfs has one error for all, and of no hard links each system says something else.
+        # The error alone does not tell what happened. NFS sends a request again whose reply was
+        # lost and may be told that its own link exists already, sshfs has one error for everything,
+        # and for a lack of hard links each system has another error. So the files are looked at.
         if os.stat(temporary).st_nlink == 2:
             return
         if isinstance(error, FileExistsError) or os.path.lexists(path):
@@ -69,20 +73,20 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
 
 
 def sweep(path: str) -> None:
-    """Removes a temporary file unless its writer lives."""
+    """Removes a temporary file, unless the process that writes it is alive and holds its lock."""
     with suppress(OSError):
         descriptor = os.open(path, READ)
         try:
             if sys.platform != "win32":
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Under the lock, or a writer that has just made the file would lose it.
+            # This is done under the lock: a writer that has just made the file must not lose it.
             os.unlink(path)
         finally:
             os.close(descriptor)
 
 
 class OpenFile:
-    """A file of which any slice can be read."""
+    """An open file, of which each slice is read when it is asked for."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
@@ -98,13 +102,13 @@ class OpenFile:
                 os.lseek(self._descriptor, start, os.SEEK_SET)
             return read_bytes(self._descriptor, stop - start)
         except BaseException:
-            self.close()  # The traceback keeps this object alive.
+            self.close()  # The traceback keeps this object, and so the open file, alive.
             raise
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            with suppress(OSError):  # Nothing was written that could be lost.
+            with suppress(OSError):  # The file was only read, so nothing can be lost.
                 os.close(descriptor)
 
     __del__ = close

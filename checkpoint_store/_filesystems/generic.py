@@ -30,7 +30,8 @@ from .base import (
 
 
 class GenericFilesystem(Filesystem):
-    """Literal calls only: fsspec's `rm`, `cat` and `get` expand globs, `exists` hides errors."""
+    """Only methods that take a path literally are called: fsspec's `rm`, `cat` and `get` expand
+    globs, and its `exists` hides errors."""
 
     conditional_writes: bool | None = False
     conditions: tuple[str, str] | None = None
@@ -42,7 +43,8 @@ class GenericFilesystem(Filesystem):
         self._protocol = protocol
         self._url_path = path
         self._options = dict(options)
-        # One instance a process: an inherited one is not fork-safe, and dropping it costs a second.
+        # Each process has an instance of its own: an inherited one is not safe to use after a fork,
+        # and it is kept, because some need a second to be dropped.
         self._instances: dict[int, Any] = {}
         is_async = getattr(fsspec.get_filesystem_class(protocol), "async_impl", False)
         self.max_concurrency = max_concurrency if is_async else 1
@@ -53,7 +55,7 @@ class GenericFilesystem(Filesystem):
         return self._instances.get(process) or self._instances.setdefault(process, self._connect())
 
     def _connect(self) -> Any:
-        # An instance of our own, so that nobody else's cache or transaction has a say.
+        # An instance of our own, so that no cache or transaction of somebody else is involved.
         fs = fsspec.filesystem(self._protocol, skip_instance_cache=True, **self._options)
         fs.dircache.use_listings_cache = False
         return fs
@@ -71,11 +73,11 @@ class GenericFilesystem(Filesystem):
         except FileNotFoundError:
             raise
         except Exception:
-            # Many refuse the first bytes of an empty file.
+            # Many filesystems refuse to read a range of an empty file.
             if self._fs.info(path)["size"] != 0:
                 raise
             data = b""
-        return Stored(bytes(data[:SMALL_BYTES]))  # Some ignore the limits.
+        return Stored(bytes(data[:SMALL_BYTES]))  # Some filesystems ignore the limits.
 
     def contains(self, key: str) -> bool:
         try:
@@ -124,7 +126,7 @@ class GenericFilesystem(Filesystem):
     def remove_all(self) -> None:
         folders = self.list_folders(lambda _: True).items
         super().remove_all()
-        # Some have no folders, or none that can be removed.
+        # Some filesystems have no folders, or none that can be removed.
         for path in [*map(self._path, folders), self._path()]:
             with suppress(Exception):
                 self._fs.rmdir(path)
@@ -164,7 +166,7 @@ class GenericFilesystem(Filesystem):
                 raise OSError(f"{path} cannot be created: {error}") from error
 
     def _make_folders(self, path: str) -> None:
-        # One level at a time and never the first, which on an object store is the bucket.
+        # The first level is never made: on an object store it is the bucket.
         parts = path.split("/")
         first = 2 if path.startswith("/") else 1
         for count in range(first + 1, len(parts) + 1):
@@ -175,14 +177,15 @@ class GenericFilesystem(Filesystem):
 class _SpooledUpload(Upload):
     """Collects a stream in a local temporary file, because few filesystems can discard one.
 
-    The file is neither buffered nor deleted by itself: a forked child that drops it would do both.
+    It is no `tempfile.TemporaryFile`: a forked child that drops one of those writes its buffer into
+    the parent's file, and deletes it.
     """
 
     def __init__(self, filesystem: GenericFilesystem, key: str) -> None:
         self._filesystem = filesystem
         self._key = key
         self._descriptor = -1
-        # Named before it is made, so that an interrupt cannot come between the file and its name.
+        # The name is set before the file is made, so that no interrupt leaves it without one.
         self._path = os.path.join(tempfile.gettempdir(), f"checkpoint-{secrets.token_hex(16)}")
         super().__init__()
         self._descriptor = os.open(self._path, CREATE, 0o600)
@@ -198,12 +201,12 @@ class _SpooledUpload(Upload):
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-        with suppress(OSError):  # It may never have been made.
+        with suppress(OSError):  # The file may never have been made.
             os.unlink(self._path)
 
 
 def _written(entry: Mapping[str, Any]) -> float | None:
-    # fsspec has no common name for it.
+    # fsspec has no common name for the time of the last change.
     for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
         match entry.get(name):
             case datetime() as when:

@@ -47,7 +47,9 @@ from .mounts import caveat_of
 if sys.platform != "win32":
     import fcntl
 
-_WHOLE_BYTES = 1024 * 1024  # Cutting the payload out of more would be a copy worth saving.
+_WHOLE_BYTES = (
+    1024 * 1024
+)  # From a larger file, slices are read, which saves a copy of the payload.
 _TRIES = 10
 
 _T = TypeVar("_T")
@@ -111,14 +113,15 @@ class LocalFilesystem(Filesystem):
         if old is not None:
             upload_all(_LocalUpload(self, key, locked=True), [data])
             return True
-        # Whoever made a folder on the way may have died before it synced its entry.
+        # Another process may have made a folder on the way and died before it synced that.
         self._make_folder(key.partition("/")[0])
         self._sync_folder(self.root)
         self._sync_ancestors()
         try:
             upload_all(_LocalUpload(self, key, locked=True, create=True), [data])
         except FileExistsError:
-            return False  # Made through another mount or by another host, which saw no lock.
+            # Somebody made it through another mount or on another host, where no lock is seen.
+            return False
         return True
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
@@ -172,7 +175,7 @@ class LocalFilesystem(Filesystem):
         return _LocalUpload(self, key)
 
     def detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:
-        """Renames the folder away, so that writers cannot disturb its removal."""
+        """Renames the whole folder away, so that no writer can disturb its removal."""
         self._locked(folder, lambda: self._detach(folder, name, is_ours))
 
     def _detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:
@@ -200,13 +203,14 @@ class LocalFilesystem(Filesystem):
             try:
                 os.rename(path, os.path.join(self.root, ".tmp", temporary_name(folder)))
             except FileNotFoundError:
-                # A delete beside this one has removed the folder, because it was empty.
+                # A concurrent delete has removed the folder, because it had become empty.
                 if os.path.lexists(path):
                     raise
         self._sync_folder(self.root)
 
     def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:
-        """Files of folders that were renamed away. Temporary files of dead writers are removed."""
+        """The files in folders that `detach` renamed away. On the way, temporary files whose writer
+        is dead are removed."""
         return page_of(more or self._list_leftovers(folder))
 
     def _list_leftovers(self, folder: str) -> Iterator[str]:
@@ -246,7 +250,7 @@ class LocalFilesystem(Filesystem):
         return f"{path}{os.sep}{name}"
 
     def _open(self, key: str) -> tuple[int, int]:
-        """The descriptor and the size of a file."""
+        """Opens a file for reading, and returns its descriptor and its size."""
         descriptor = os.open(self._path(key), READ)
         try:
             found = os.fstat(descriptor)
@@ -279,7 +283,7 @@ class LocalFilesystem(Filesystem):
         if not self._ancestors_synced:
             path = self.root
             while path != (path := os.path.dirname(path)):
-                with suppress(OSError):  # Not everybody may open them all.
+                with suppress(OSError):  # Not every user may open all the folders above.
                     self._sync_folder(path)
             self._ancestors_synced = True
 
@@ -288,7 +292,7 @@ class LocalFilesystem(Filesystem):
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             except FileNotFoundError:
-                return  # Cleared since: there is nothing left to keep.
+                return  # The folder was cleared meanwhile, so there is nothing to sync.
             try:
                 os.fsync(descriptor)
             finally:
@@ -297,7 +301,7 @@ class LocalFilesystem(Filesystem):
     def publish(
         self, temporary: str, key: str, place: Callable[[str, str], None], *, locked: bool
     ) -> None:
-        """Has a complete temporary file put in its place: `os.replace`, or `_link`."""
+        """Has `place` put a complete temporary file in its place; it is `os.replace` or `link`."""
         folder = key.partition("/")[0]
         if self._folds_case and not locked:
             return self._locked(folder, lambda: self.publish(temporary, key, place, locked=True))
@@ -312,7 +316,7 @@ class LocalFilesystem(Filesystem):
                 place(temporary, path)
                 return self._sync_folder(os.path.dirname(path))
             except FileNotFoundError:
-                # A clear took the folder away, and perhaps will again.
+                # A concurrent clear has taken the folder away, and may do so again.
                 if not os.path.lexists(temporary):
                     break
                 self._make_folder(folder)
@@ -323,19 +327,19 @@ class LocalFilesystem(Filesystem):
 
     @cached_property
     def _folds_case(self) -> bool:
-        """Whether this disk takes upper and lower case for the same, given that there is `.tmp`."""
+        """Whether this disk takes upper and lower case for the same. It needs the folder `.tmp`."""
         return os.path.isdir(os.path.join(self.root, ".TMP"))
 
     def _spelled(self, key: str) -> bool:
-        """Whether an existing file or folder has exactly this name, not one that folds to it."""
+        """Whether an existing file or folder has exactly this name, in this case of letters."""
         folder, _, name = key.rpartition("/")
         path = os.path.join(self.root, folder)
-        # Where the other case is not found, the disk does not fold it: no need to list the folder.
+        # If the other case is not found, the disk tells them apart, and the folder is not listed.
         return not os.path.lexists(os.path.join(path, name.swapcase())) or name in os.listdir(path)
 
 
 class _LocalUpload(Upload):
-    """A temporary file on the same disk. Its lock tells `leftovers` that its writer lives."""
+    """A temporary file on the same disk. Its lock tells `list_leftovers` that it has a writer."""
 
     def __init__(
         self, filesystem: LocalFilesystem, key: str, *, locked: bool = False, create: bool = False
@@ -346,7 +350,7 @@ class _LocalUpload(Upload):
         self._place = link if create else os.replace
         self._folder = key.partition("/")[0]
         self._descriptor = -1
-        # Named before it is made, so that an interrupt cannot come between the file and its name.
+        # The name is set before the file is made, so that no interrupt leaves it without one.
         self._path = self._temporary_path()
         super().__init__()
         try:
@@ -360,13 +364,13 @@ class _LocalUpload(Upload):
         return self._filesystem._path(f".tmp/{temporary_name(self._folder)}")
 
     def _create(self) -> bool:
-        """Makes and locks the file; False if it was swept away before it was locked."""
+        """Makes the file and locks it. Returns False if it was swept away before it was locked."""
         try:
             self._descriptor = os.open(self._path, CREATE, 0o666)
         except FileNotFoundError:
             self._filesystem._make_folder(".tmp")
             self._descriptor = os.open(self._path, CREATE, 0o666)
-        if sys.platform == "win32":  # An open file cannot be removed there.
+        if sys.platform == "win32":  # On Windows nobody can remove an open file.
             return True
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         if os.fstat(self._descriptor).st_nlink:
@@ -389,7 +393,9 @@ class _LocalUpload(Upload):
 
     def _discard(self) -> None:
         self._close()
-        with suppress(OSError):  # It may never have been made; what is left is swept later.
+        with suppress(
+            OSError
+        ):  # It may never have been made, and a file that stays is swept later.
             os.unlink(self._path)
 
     def _close(self) -> None:

@@ -17,24 +17,24 @@ _T = TypeVar("_T")
 Awaited = Coroutine[Any, Any, _T]
 
 if hasattr(os, "register_at_fork"):
-    # A lock held by another thread at the time of the fork would stay locked in the child.
+    # A lock that another thread holds at the time of a fork would stay locked in the child.
     os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
 
 def wait_for(request: Coroutine[Any, Any, _T]) -> _T:
-    """What a coroutine returns that runs on fsspec's loop."""
+    """Runs a coroutine on fsspec's loop, and waits for what it returns."""
     loop = _loop_of(request)
     future = asyncio.run_coroutine_threadsafe(request, loop)
     try:
         return future.result()
     finally:
-        future.cancel()  # After a KeyboardInterrupt the request must not go on.
+        future.cancel()  # The request must not go on after a KeyboardInterrupt.
 
 
 def emitted(work: Callable[[Callable[[_T], None]], Coroutine[Any, Any, None]]) -> Iterator[_T]:
-    """What `work`, on fsspec's loop, hands to the function that it is given, as it comes.
+    """Runs `work` on fsspec's loop, and yields what it hands to the function that it is given.
 
-    Whoever stops early has cancelled the work, and waits until it has ended.
+    If the iteration is left early, the work is cancelled, and waited for until it has ended.
     """
     outcomes: SimpleQueue[tuple[_T] | None] = SimpleQueue()
 
@@ -76,7 +76,11 @@ def _loop_of(request: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
 
 
 class LoopFilesystem(Filesystem):
-    """A filesystem whose verbs are coroutines, named with an `a` before the blocking ones."""
+    """A filesystem whose requests are coroutines on fsspec's loop.
+
+    Each verb has a twin with the prefix `a`, whose result is awaited on that loop. The blocking
+    verb waits for it.
+    """
 
     blocks = False
 

@@ -28,7 +28,8 @@ if hasattr(os, "register_at_fork"):
 
 
 class MemoryFilesystem(GenericFilesystem):
-    """The lock makes `swap` atomic, and keeps listings from failing beside a writer."""
+    """All calls take one lock. It makes `swap` atomic, and a listing does not fail while another
+    thread writes."""
 
     conditional_writes = True
     conditions = "lock", "lock"
@@ -37,7 +38,7 @@ class MemoryFilesystem(GenericFilesystem):
 
     def __init__(self, path: str, *, process: int | None = None) -> None:
         super().__init__("memory", path, {}, max_concurrency=1)
-        # Only a pickle asks for the process: forked children keep what there was, which is theirs.
+        # Only a pickle names the process. A forked child has a copy of the files, and may use it.
         self._process = process
 
     def __reduce__(self) -> tuple[Callable[..., Filesystem], tuple[Any, ...]]:
@@ -85,7 +86,7 @@ class MemoryFilesystem(GenericFilesystem):
             return super().delete(keys)
 
     def open_read(self, key: str) -> Source:
-        # All readers of an open memory file share one position.
+        # fsspec's open memory files cannot be used: all readers of a file share one position.
         return io.BytesIO(self.read(key))
 
     def open_write(self, key: str) -> Upload:
@@ -97,7 +98,8 @@ class MemoryFilesystem(GenericFilesystem):
 
 
 def _refuse_within_swap() -> None:
-    # The lock is held, so it is this thread that swaps, and what it compared must stay as it is.
+    # The lock is held here, so it is this very thread that is within a swap. What it has compared
+    # must not change.
     if _swapping:
         raise ContentionError(
             "a record is being changed by a call of this very thread, which a signal handler or a "
@@ -120,5 +122,5 @@ class _MemoryUpload(Upload):
             self._filesystem.write(self._key, [data])
 
     def _discard(self) -> None:
-        # Not closed: a traceback may still hold what `getbuffer` returned, which forbids it.
+        # It is not closed: a traceback may still hold what `getbuffer` returned.
         self._buffer = io.BytesIO()

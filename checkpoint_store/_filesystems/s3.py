@@ -17,7 +17,7 @@ from .s3_engine import S3Engine
 from .s3_errors import RefusedError
 from .s3_transfers import Download, MultipartUpload, body_of
 
-_PUT_BYTES = 5 * 1024**3  # As many as one PutObject may have.
+_PUT_BYTES = 5 * 1024**3  # One PutObject may have so many.
 _ENDPOINT = re.compile(r"https?://[^@?#]+", re.IGNORECASE)
 
 logger = logging.getLogger("checkpoint_store")
@@ -26,7 +26,7 @@ logger = logging.getLogger("checkpoint_store")
 class S3Filesystem(LoopFilesystem):
     conditions = "If-None-Match", "If-Match"
     durability = "by design, not tried: stored once the server has answered"
-    # Lists of S3 Express directory buckets, and of some servers, are in no order.
+    # S3 Express directory buckets, and some servers, list keys in no order.
     in_pieces = True
 
     def __init__(
@@ -39,7 +39,7 @@ class S3Filesystem(LoopFilesystem):
             raise TypeError(f"client_kwargs must be a dict, not {type(client_options).__name__}")
         for given in (options, client_options):
             if not _ENDPOINT.fullmatch(str(given.get("endpoint_url") or "http://default")):
-                # Not repeated, as botocore would, because it may hold a password.
+                # The URL is not repeated in the message, because it may hold a password.
                 raise InvalidURLError(
                     "endpoint_url must be http:// or https:// and a host, without a user name or a "
                     "query: give credentials as key and secret"
@@ -49,9 +49,9 @@ class S3Filesystem(LoopFilesystem):
         self._bucket = bucket
         self._root = f"{prefix}/" if prefix else ""
         self._options = dict(options)
-        # Whether If-Match wants ETags without their quotes; None until a swap has told.
+        # Whether this server wants ETags in If-Match without their quotes. None means unknown.
         self._bare_etags: bool | None = None
-        # One engine a process: an inherited one is not fork-safe.
+        # Each process has an engine of its own: an inherited one is not safe to use after a fork.
         self._engines: dict[int, S3Engine] = {}
 
     @property
@@ -61,7 +61,8 @@ class S3Filesystem(LoopFilesystem):
             process, S3Engine(self._bucket, self._options)
         )
 
-    # These make the engine in the thread that asks, and not on the loop, which s3fs would not have.
+    # The engine is made in the thread of the caller, because s3fs cannot be made on its own loop.
+    # So these are no `async def`: only what they return runs on the loop.
 
     def aread(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> Awaited[bytes]:
         return _data(self._engine.get(self._root + key, is_wanted=is_wanted))
@@ -108,7 +109,7 @@ class S3Filesystem(LoopFilesystem):
     async def _read_small(self, engine: S3Engine, key: str) -> Stored:
         stored = await engine.get(self._root + key, SMALL_BYTES)
         if not stored.etag:
-            # A swap would have no condition then. S3 always gives one, so this is not from S3.
+            # A swap would have no condition. S3 always sends an ETag, so this is no answer of S3.
             raise OSError("the reply has no ETag: take away what answers in place of S3")
         return stored
 
@@ -123,10 +124,10 @@ class S3Filesystem(LoopFilesystem):
                 and self._bare_etags is None
                 and await self._is_still(engine, key, old)
             ):
-                # Ceph RGW 16.2 refuses `If-Match: "…"` and takes it unquoted; a proxy that
-                # compresses makes `W/"…"` of it, which matches nothing.
+                # Ceph RGW 16.2 refuses `If-Match: "…"` and accepts it without the quotes. A proxy
+                # that compresses turns an ETag into `W/"…"`, which matches nothing.
                 if await self._put(engine, key, data, IfMatch=_bare(old)):
-                    return False  # Whether conditions are honoured is still unknown.
+                    return False  # It is still unknown whether conditions are honoured.
                 self._bare_etags, refused = True, ""
         if not refused:
             if old is not None and self._bare_etags is None:
@@ -136,7 +137,7 @@ class S3Filesystem(LoopFilesystem):
         return not refused
 
     async def _put(self, engine: S3Engine, key: str, data: bytes, **condition: str) -> str:
-        """Writes under a condition, and returns "", or the answer with which S3 refused it."""
+        """Writes under a condition. Returns "", or the answer with which S3 refused the write."""
         try:
             await engine.put(self._root + key, data, **condition)
             return ""

@@ -1,9 +1,9 @@
-"""The engine of S3: objects by their keys, one request a call.
+"""The engine of S3: each call makes one request about objects and their keys.
 
-s3fs makes the client and understands the options. Its file operations are not used: they ask
-before they read, cache listings, retry what botocore has retried, and drop conditions. What is
-raised is neutral: `FileNotFoundError` for a missing object, `RefusedError` for a condition that did
-not hold, and `OSError` with a remedy for anything else.
+s3fs makes the client and understands the options. Its file operations are not used: they look
+before they read, cache listings, retry what botocore has retried already, and drop conditions.
+Errors are neutral: `FileNotFoundError` for a missing object, `RefusedError` for a condition that
+did not hold, and `OSError` with a remedy for everything else.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .s3_errors import answer_of, explained, refusal
 _T = TypeVar("_T")
 
 _READS = 3
-_RETRY_AFTER_SECONDS = 20.0  # As long as botocore's own pauses are at most.
+_RETRY_AFTER_SECONDS = 20.0  # botocore's own pauses are no longer than this.
 _CONFIG = {
     "connect_timeout": 10,
     "read_timeout": 60,
     "retries": {"mode": "standard", "total_max_attempts": 5},
-    # No limit: open streams hold connections, and a call that waits for one would wait for ever.
+    # There is no limit: open streams hold connections, and a call might wait for one for ever.
     "max_pool_connections": 0,
-    # botocore would compose one for every request, which takes a sixth of its time.
+    # Without this botocore composes one for every request, which takes a sixth of its time.
     "user_agent": "checkpoint_store",
 }
 
@@ -49,8 +49,8 @@ connected: WeakSet[object] = WeakSet()
 
 
 def _keep_inherited() -> None:
-    # A child that drops a connection, and be it at its exit, takes it out of the epoll set that it
-    # shares with its parent, which then waits for the next reply in vain (60 s) and tries again.
+    # A child shares an epoll set with its parent. When it drops a connection, if only at its exit,
+    # the connection leaves that set, and the parent waits 60 s in vain for the next reply to it.
     for inherited in list(connected):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
@@ -60,15 +60,15 @@ if hasattr(os, "register_at_fork"):
 
 
 class S3Engine:
-    """The requests of one process, on fsspec's event loop, and what they raise explained."""
+    """The requests of one process, which run on fsspec's event loop. Errors are explained."""
 
     def __init__(self, bucket: str, options: Mapping[str, Any]) -> None:
-        import s3fs  # Here because it takes 309 ms.
+        import s3fs  # It is not imported above, because that takes 309 ms.
 
         self.process = os.getpid()
         self.loop = fsspec.asyn.get_loop()
         self.bucket = bucket
-        # What the environment sets counts as an option, but must not turn these on.
+        # Options from the environment count, but must not change those that are set below.
         options = fsspec.config.apply_config(s3fs.S3FileSystem, dict(options))
         self._fs = s3fs.S3FileSystem(
             **{
@@ -77,7 +77,7 @@ class S3Engine:
                 "skip_instance_cache": True,
                 "use_listings_cache": False,
                 "version_aware": False,
-                # s3fs would close the connections in forked children, too.
+                # Otherwise s3fs would close the connections also in forked children.
                 "asynchronous": True,
             }
         )
@@ -85,14 +85,16 @@ class S3Engine:
         self._connecting = asyncio.Lock()
         self._closed = False
         self._running: set[asyncio.Task[Any]] = set()
-        self._creators: list[Any] = []  # Of s3fs; the last one made the connections in use.
+        self._creators: list[
+            Any
+        ] = []  # Those of s3fs. The last one has made the connections that are in use.
         self._prepared: WeakSet[Any] = WeakSet()
         self._close_creators = weakref.finalize(
             self, _close, self.process, self.loop, self._creators
         )
 
     def run(self, request: Coroutine[Any, Any, _T]) -> _T:
-        """Waits for a request. What a parent has opened, its forked child cannot go on with."""
+        """Waits for a request. A forked child cannot go on with what its parent has opened."""
         if self.process != os.getpid():
             request.close()
             raise RuntimeError(
@@ -101,9 +103,9 @@ class S3Engine:
         return wait_for(self.guarded(request))
 
     def finish(self, request: Coroutine[Any, Any, object], seconds: float) -> None:
-        """Waits so long at most for a request, which goes on to its end in any case.
+        """Begins a request and waits for it, but no longer than this. It goes on to its end.
 
-        On fsspec's own thread, where a reply cannot be waited for, it is only begun.
+        On fsspec's own thread it is only begun, because no reply can be waited for there.
         """
         future = asyncio.run_coroutine_threadsafe(self.guarded(request), self.loop)
         if running_loop() is not self.loop:
@@ -111,9 +113,9 @@ class S3Engine:
                 future.result(seconds)
 
     async def guarded(self, request: Coroutine[Any, Any, _T]) -> _T:
-        """What a request returns, or an error as soon as the client is closed.
+        """What a request returns. Its errors are explained, and it fails once the engine is closed.
 
-        On connections that are gone it would be retried for seconds.
+        Without that, it would be retried for seconds on connections that are gone.
         """
         if self._closed:
             request.close()
@@ -151,7 +153,10 @@ class S3Engine:
         return await method(**known)
 
     async def _s3(self, *, instead_of: Any = None) -> Any:
-        """s3fs's client for the region of the bucket, and not the one whose credentials expired."""
+        """s3fs's client for the region of the bucket.
+
+        It is another than `instead_of`, whose credentials have expired.
+        """
         async with self._connecting:
             if not self._creators:
                 await self._connect()
@@ -160,7 +165,7 @@ class S3Engine:
                 await self._connect()
                 client = await self._fs.get_s3(self.bucket)
         if client not in self._prepared:
-            # A set, because s3fs may have made it for another region than the first one.
+            # There may be several clients: s3fs makes one for each region that it meets.
             events, retries = client.meta.events, client.meta.config.retries or {}
             events.register("before-parse.s3.GetObject", _drop_date)
             events.register_first("needs-retry.s3", _heed_throttling(retries))
@@ -170,8 +175,8 @@ class S3Engine:
 
     async def _connect(self) -> None:
         if self._creators and not self._is_session_given:
-            # Credentials are taken anew from where they come from. The oldest s3fs that is allowed
-            # would keep them with its session.
+            # Credentials are to be looked up again. The oldest s3fs that is allowed would keep them
+            # together with its session.
             self._fs.session = None
         try:
             client = await self._fs.set_session(refresh=bool(self._creators))
@@ -187,7 +192,7 @@ class S3Engine:
                 "pip install --upgrade 'aiobotocore>=2.16' s3fs"
             )
         connected.add(self)
-        # Earlier ones stay open until all are closed: requests and streams may be using them.
+        # Earlier ones stay open until the engine is closed: requests and streams may use them.
         self._creators.append(creator)
 
     async def begin_upload(self, key: str) -> str:
@@ -197,8 +202,8 @@ class S3Engine:
         if getattr(config, "request_checksum_calculation", "") == "when_supported" and (
             "ChecksumAlgorithm" not in self._fs.s3_additional_kwargs
         ):
-            # botocore sends it with each part, and strict servers (LocalStack 4.14) refuse parts
-            # whose checksum was not declared.
+            # botocore sends this checksum with each part. Strict servers (LocalStack 4.14) refuse
+            # parts whose algorithm was not declared.
             declared["ChecksumAlgorithm"] = "CRC32"
         reply = await self.call("create_multipart_upload", Key=key, **declared)
         return str(reply["UploadId"])
@@ -225,7 +230,7 @@ class S3Engine:
     async def get(
         self, key: str, size: int = sys.maxsize, is_wanted: Callable[[bytes], bool] = anything
     ) -> Stored:
-        """Up to `size` bytes of an object; no more than the head of one that is not wanted."""
+        """Up to `size` bytes of an object, but only its head if `is_wanted` says no to that."""
         return await self.guarded(self._get(key, size, is_wanted))
 
     async def contains(self, key: str) -> bool:
@@ -240,7 +245,7 @@ class S3Engine:
         return True
 
     async def delete(self, keys: Sequence[str]) -> dict[str, str]:
-        """Deletes objects, and returns those that it could not with the reason."""
+        """Deletes objects, and returns which could not be deleted, each with the reason."""
         objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         reply = await self.guarded(self.call("delete_objects", Delete=objects))
         return {
@@ -250,7 +255,7 @@ class S3Engine:
         }
 
     async def list(self, prefix: str, token: str | None) -> Page[Entry]:
-        """A page of the objects whose keys begin with `prefix`, named by what follows it."""
+        """A page of the objects whose keys begin with `prefix`, which their names leave out."""
         start = {} if token is None else {"ContinuationToken": token}
         listing = self.call("list_objects_v2", Prefix=prefix, MaxKeys=PAGE, **start)
         reply = await self.guarded(listing)
@@ -267,7 +272,7 @@ class S3Engine:
         return Page(found, reply["NextContinuationToken"] if reply["IsTruncated"] else None)
 
     async def open_body(self, key: str) -> Any:
-        """What reads an object as it comes."""
+        """The body of an object, which is read as it arrives."""
         return (await self.guarded(self.call("get_object", Key=key)))["Body"]
 
     async def _get(
@@ -282,7 +287,7 @@ class S3Engine:
                     chunks += await take(body, size - HEAD_BYTES)
                 break
             except Exception as error:
-                # botocore no longer retries once the body has begun.
+                # botocore retries no request whose body has begun to arrive.
                 if attempt == _READS:
                     raise
                 logger.debug("S3 broke a reply off, reading again: %s", error)
@@ -292,7 +297,7 @@ class S3Engine:
 
 
 async def take(body: Any, size: int) -> list[bytes]:
-    """Up to `size` bytes, fewer only at the end."""
+    """Reads `size` bytes, or fewer if the body ends before."""
     chunks = []
     while size > 0 and (chunk := await body.read(size)):
         chunks.append(chunk)
@@ -301,14 +306,15 @@ async def take(body: Any, size: int) -> list[bytes]:
 
 
 def _drop_date(response_dict: dict[str, Any], **_: object) -> None:
-    # Nobody asks for it, and to parse it takes a fifth of the time of a small read.
+    # It is not used, and to parse it takes a fifth of the time of a small read.
     response_dict["headers"].pop("Last-Modified", None)
 
 
 def _heed_throttling(retries: Mapping[str, Any]) -> Callable[..., float | None]:
-    """A handler that retries a 429 as SlowDown, after the pause that the reply asks for.
+    """A handler for botocore that retries a 429 as SlowDown, after the pause that the reply names.
 
-    botocore knows throttling by its error codes, and a 429 may have no body (R2, Google).
+    botocore recognises throttling by error codes, and a 429 may have no body and so no code (R2,
+    Google).
     """
     most = retries.get("total_max_attempts", 1)
 
@@ -327,13 +333,13 @@ def _heed_throttling(retries: Mapping[str, Any]) -> Callable[..., float | None]:
 
 
 def _follow_no_redirect(request_dict: dict[str, Any], **_: object) -> None:
-    # After a redirect botocore asks HeadBucket for the region. Where that is redirected, too, as by
-    # whatever sends http:// to https://, it would ask again for ever.
+    # After a redirect botocore asks for the region with HeadBucket. If that is redirected, too, as
+    # where http:// leads to https://, botocore would ask again and again for ever.
     request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _close(process: int, loop: asyncio.AbstractEventLoop, creators: Sequence[Any]) -> None:
-    # A forked child inherits the finalizer, but the connections are its parent's.
+    # A forked child inherits this finalizer, but the connections belong to its parent.
     if process != os.getpid() or not loop.is_running():
         return
     for creator in creators:

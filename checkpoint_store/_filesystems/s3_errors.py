@@ -48,7 +48,10 @@ _WRITES = {
 
 
 class RefusedError(OSError):
-    """A write whose condition did not hold. `answer` is S3's status, or the code of a conflict."""
+    """S3 refused a write, because its condition did not hold.
+
+    `answer` is the HTTP status, or `CONFLICT` where S3 could not decide between two writers.
+    """
 
     def __init__(self, answer: str) -> None:
         super().__init__(f"S3 refused a conditional write: {answer}")
@@ -56,9 +59,9 @@ class RefusedError(OSError):
 
 
 def explained(error: Exception, bucket: str) -> Exception:
-    """What to raise for an error: another, with this as its cause, if it needs explaining.
+    """The error to raise for one of botocore's: one that explains it, or the error itself.
 
-    A missing object is `FileNotFoundError`.
+    The explained error is the cause of the other one. A missing object is a `FileNotFoundError`.
     """
     status, code, message = answer_of(error)
     operation = getattr(error, "operation_name", "")
@@ -72,7 +75,7 @@ def explained(error: Exception, bucket: str) -> Exception:
         return error
     text = message.rstrip(".")
     if status:
-        if code == str(status):  # botocore found no error of S3's in the reply.
+        if code == str(status):  # botocore repeats the status if the reply has no error code.
             code, remedy = "without an error code", "check endpoint_url and what answers there"
         answer = f"S3 answered {status} {code} for bucket {bucket!r}"
         text = f"{answer}: {text}" if text else answer
@@ -86,16 +89,19 @@ def explained(error: Exception, bucket: str) -> Exception:
 
 
 def refusal(error: BaseException | None, condition: Mapping[str, str]) -> RefusedError | None:
-    """The refusal of a write under a condition, or None if the error is another one."""
+    """The refusal that an error of botocore's stands for, or None if it is another error."""
     status, code, _ = answer_of(error)
     if status not in (409, 412) and (code != "NoSuchKey" or "IfMatch" not in condition):
         return None
-    # This conflict is one of conditions; any other 409 says nothing of them.
+    # `CONFLICT` is about the condition. Any other 409 tells nothing about conditions.
     return RefusedError(code if code == CONFLICT else str(status))
 
 
 def answer_of(error: BaseException | None) -> tuple[int, str, str]:
-    """Status, error code and message of botocore's `ClientError`; of any other, its class."""
+    """HTTP status, error code and message of botocore's `ClientError`.
+
+    For any other error they are 0, the name of its class and its text.
+    """
     response = getattr(error, "response", None)
     if not isinstance(response, dict):
         return 0, type(error).__name__, str(error)

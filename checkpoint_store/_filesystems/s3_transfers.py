@@ -1,4 +1,4 @@
-"""Streams to and from S3, and bodies that are not copied."""
+"""Streams to and from S3, and request bodies that are sent without being copied."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Download:
 
 
 class MultipartUpload(Upload):
-    """One PutObject at the end, or a multipart upload once there is more than a part."""
+    """A stream to S3: one PutObject if it ends within a part, or else a multipart upload."""
 
     def __init__(self, engine: S3Engine, key: str) -> None:
         self._engine = engine
@@ -50,7 +50,7 @@ class MultipartUpload(Upload):
         with memoryview(data) as view:
             start = 0
             while start < len(view):
-                # The 10,000 parts that there may be hold 322 GiB.
+                # S3 allows 10,000 parts. As parts grow with their number, those hold 322 GiB.
                 size = _PART_BYTES * (1 + len(self._parts) // 1000)
                 stop = start + size - len(self._buffer)
                 self._buffer += view[start:stop]
@@ -83,7 +83,8 @@ class MultipartUpload(Upload):
         if self._beginning is None:
             begin = self._engine.guarded(self._engine.begin_upload(self._key))
             self._beginning = asyncio.ensure_future(begin)
-        # Shielded, because what S3 has begun can only be aborted by the id in its reply.
+        # It is shielded from cancellation: an upload that S3 has begun can only be aborted with the
+        # id in the reply.
         return await asyncio.shield(self._beginning)
 
     async def _send_part(self) -> None:
@@ -96,7 +97,7 @@ class MultipartUpload(Upload):
             PartNumber=number,
             Body=body_of([body]),
         )
-        # S3 wants the checksums again that botocore has sent.
+        # The completion has to repeat the checksums that botocore has sent.
         sums = {name: value for name, value in reply.items() if name.startswith("Checksum")}
         self._parts.append({"PartNumber": number, "ETag": reply["ETag"], **sums})
 
@@ -123,14 +124,14 @@ class MultipartUpload(Upload):
 
 
 def body_of(parts: Sequence[Data]) -> bytes | Body:
-    # Small ones are joined, which costs less than to hand them on one after the other.
+    # Small parts are joined, which costs less than to send them one after the other.
     return b"".join(parts) if sum(map(len, parts)) <= 1024**2 else Body(parts)
 
 
 class Body:
-    """What botocore reads, as often as it likes, without the two copies it makes of bytes.
+    """A body that botocore can read again and again. It makes two copies of a body of `bytes`.
 
-    It is no `io.IOBase`, or aiohttp would read it in a thread, which none may begin at exit.
+    It is no `io.IOBase`: those aiohttp reads in a thread, and none can be started at exit.
     """
 
     def __init__(self, parts: Sequence[Data]) -> None:
