@@ -1,7 +1,7 @@
 """Reading, writing and listing the checkpoint files of a generation, and of the base behind it.
 
-What is in a file is the caller's to decode: these steps move it. Where a task may have a file in
-several generations, their headers are given together, the newest first.
+These steps move files and do not look into them; the caller encodes and decodes. A task may have a
+file in each of several generations: the headers of those files are given together.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Generations = Sequence[Header]
-"""The files that a task may have, the newest generation first."""
+"""The headers of the files that a task may have, that of the newest generation first."""
 
 
 def key_of(header: Header) -> str:
-    """Where the file with this header is stored."""
+    """The key of the file with this header."""
     folder = encode_name(header.workflow, "workflow id")
     return f"{folder}/{file_name(encode_name(header.task, 'task name'), header.token)}"
 
 
 def contains(headers: Generations) -> Steps[bool]:
-    """Whether there is one of these files."""
+    """Whether at least one of these files exists."""
     for header in headers:
         if (yield from call(header, Filesystem.contains, key_of(header))):
             return True
@@ -37,7 +37,7 @@ def contains(headers: Generations) -> Steps[bool]:
 
 
 def read(headers: Generations) -> Steps[tuple[Header, Contents]]:
-    """The first of these files that is there, or `CheckpointNotFoundError`."""
+    """Reads the first of these files that exists. If none does, `CheckpointNotFoundError`."""
     return (yield from first(headers, Filesystem.read, has_header))
 
 
@@ -45,7 +45,7 @@ def first(
     headers: Generations, verb: Callable[Concatenate[Any, str, P], R],
     *arguments: P.args, **_: P.kwargs,
 ) -> Steps[tuple[Header, R]]:  # fmt: skip
-    """What a verb returns for the first of these files that is there, and which file that is."""
+    """Calls a verb for file after file until one exists. Returns its header and the reply."""
     for header in headers:
         try:
             reply = yield Call(header, verb.__name__, (key_of(header), *arguments))
@@ -65,7 +65,7 @@ def write(header: Header, parts: Sequence[Data]) -> Steps[None]:
 
 def delete(headers: Generations) -> Steps[None]:
     """Deletes all of these files. One that is not there is no error."""
-    # The older first: were only the newer one gone, the older would be found again.
+    # The oldest goes first. If only the newest one were gone, an older one would be found again.
     for header in reversed(headers):
         failures = yield from call(header, Filesystem.delete, [key_of(header)])
         for reason in failures.values():
@@ -73,7 +73,7 @@ def delete(headers: Generations) -> Steps[None]:
 
 
 def newest(workflow_id: str, tokens: Collection[str]) -> Steps[dict[str, Header]]:
-    """Of each task the file of the first of these generations in which it has one."""
+    """The newest file of every task that has one in these generations, given newest first."""
     about = f"listing workflow {workflow_id!r}"
     folder = encode_name(workflow_id, "workflow id")
     ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -89,7 +89,7 @@ def read_many(
     wanted: Iterable[Generations],
     done: Callable[[int, tuple[Header, Contents] | Exception], object],
 ) -> Steps[None]:
-    """Reads for each task the first of its files that is there, side by side."""
+    """Reads the newest file of each of several tasks, side by side."""
     yield Each(map(read, wanted), done)
 
 

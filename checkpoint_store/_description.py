@@ -1,4 +1,4 @@
-"""What there is of a workflow, for a person to look at."""
+"""A summary of a workflow's files, for a person to look at."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .errors import StorageError
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A workflow's files, as `CheckpointStore.describe` found them. `str` makes a line of it.
+    """A workflow's files, as `CheckpointStore.describe` found them. Its `str` is one line.
 
     fingerprint
-        The recorded one, or None if there is no record or none in it.
+        The recorded fingerprint. None if there is no record, or no fingerprint in it.
     mixed
-        Whether an earlier `reuse` has mixed in results of other inputs than those.
+        Whether an earlier `reuse` has mixed results of other inputs into these.
     tasks
         How many tasks have a checkpoint.
     retired
@@ -28,8 +28,8 @@ class Description:
     size
         Bytes of all files, the record included.
     oldest, newest
-        When the first and the last of the files were written, by the storage's clock; None if there
-        are none, or if the storage does not tell.
+        When the first and the last of the files were written, by the storage's clock. None if there
+        are no files, or if the storage does not tell.
     """
 
     workflow_id: str
@@ -77,7 +77,7 @@ def describe(workflow_id: str) -> Steps[Description]:
 
 
 def last_written(workflow_id: str) -> Steps[datetime | None]:
-    """When the newest file of a workflow was written, by the storage's clock; None without one."""
+    """When the newest file of a workflow was written, by the storage's clock, if there is one."""
     newest = None
     for file in (yield from _files(workflow_id)):
         if file.written is None:
@@ -90,7 +90,7 @@ def last_written(workflow_id: str) -> Steps[datetime | None]:
 
 
 def _files(workflow_id: str) -> Steps[list[Entry]]:
-    """The files of ours in a workflow's folder."""
+    """The record and the checkpoints in a workflow's folder. Foreign files are left out."""
     about = f"listing workflow {workflow_id!r}"
     folder = encode_name(workflow_id, "workflow id")
     files = yield from list_all(about, Filesystem.list_files, folder, True)  # noqa: FBT003

@@ -4,18 +4,14 @@ A value becomes a tree of plain JSON types, the tree a canonical text, the text 
 byte of that text would be another format, so what a type's rule writes is for ever. Dispatch is on
 the exact type, because a subclass could hide state. Where a rule needed a choice:
 
-- Entries of a mapping whose keys have the same text (two NaNs) are sorted by the text of the value.
-- An object has the fields that its `==` compares, a subclass without a decorator of its own those
-  it inherits. Other attributes are refused, except caches and the `__orig_class__` of a generic
-  class. A pydantic model has its fields and, unless empty, `__pydantic_extra__` and
-  `__pydantic_private__`, which its `==` compares too.
-- numpy: `{"!npscalar": [dtype, sha256 hex of the bytes]}` for a scalar, `{"!ndobject": [shape,
-  items]}` for an object array, `{"!ndfields": [shape, [[name, array], …]]}` for a structured one,
-  whose padding does not count. Bytes tell -0.0 from 0.0 and one NaN from another. A subclass
-  (masked array, matrix, memmap) is refused.
+- If two keys of a mapping have the same text (two NaNs), their entries are sorted by the text of
+  their values.
+- An object is represented by the fields that its `==` compares. A subclass without a decorator of
+  its own has the fields that it inherits. Other attributes are refused, except caches and the
+  `__orig_class__` of a generic class. A pydantic model has its fields and, unless they are empty,
+  `__pydantic_extra__` and `__pydantic_private__`, because its `==` compares those, too.
 
-The values without parts, numpy and tables have modules of their own, `_fingerprint_scalars` and so
-on.
+The rules for values without parts, for numpy and for tables stand in modules of their own.
 """
 
 from __future__ import annotations
@@ -50,11 +46,12 @@ from .errors import FingerprintError
 PREFIX = "fp1:sha256:"
 
 MAX_DEPTH = 200
-"""Containers within each other. The walk takes three Python frames of the stack's 1000 for each."""
+"""How deep containers may be nested. The walk needs three of the stack's 1000 frames for each."""
 
 MAX_WORK = 100_000_000
-"""One for each item and `CONTAINER_WORK` for each container, shared ones counted each time. A list
-of 90 million numbers passes; lists that share one another exponentially are refused in seconds."""
+"""How much one call may do: 1 for each item and `CONTAINER_WORK` for each container, each time that
+it is met. A list of 90 million numbers passes. Lists that contain one another so often that they
+would take for ever are refused within seconds."""
 
 CONTAINER_WORK = 12
 
@@ -64,7 +61,7 @@ _IDENTIFY = (
     "pass a value that identifies it (a version or digest; a path does not tell of contents)"
 )
 
-# What reading a value raises while something else changes it, or where its class is too strange.
+# These are raised by a value that another thread changes meanwhile, or whose class is too strange.
 _UNREADABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 _to_json = json.JSONEncoder(
@@ -77,17 +74,17 @@ _tags: dict[str, str] = {}
 def fingerprint(inputs: object, *, ignore: Collection[str] = ()) -> str:
     """The fingerprint of `inputs`: `fp1:sha256:` and 64 hex digits.
 
-    A dict with `str` keys names its inputs, and those named in `ignore` are left out, if there are
-    such; anything else is one input. Raises `FingerprintError`, which says where, for a value that
-    has no rule.
+    A dict with `str` keys names its inputs, and those named in `ignore` are left out if they are
+    there. Any other value is a single input. For a value without a rule it raises
+    `FingerprintError`, which says where in the inputs the value stands.
 
-    These have a rule: None, bool, int, float, complex, str, bytes and buffers; list and tuple
+    There are rules for None, bool, int, float, complex, str, bytes and buffers; list and tuple
     (alike), dict, set and frozenset (alike); date, time, datetime, timedelta; Decimal, Fraction,
     range, UUID, Enum; paths (as their text: what is in the file does not count); dataclasses,
     attrs, pydantic, msgspec and named tuples (the fields that `==` compares); numpy; tables and
     columns of pandas, polars and pyarrow (however they are chunked or stored); classes with a
-    method `__fingerprint__()` that returns a value; and what was given to `register`. Values of
-    different types differ (1, 1.0, True and "1"), but for those named alike.
+    method `__fingerprint__()` that returns a value; and classes given to `register`. Values of
+    different types differ (1, 1.0, True and "1"), except for the types that are called alike here.
 
     >>> fingerprint({"a": 1, "now": 2}, ignore=("now",)) == fingerprint({"a": 1})
     True
@@ -96,7 +93,7 @@ def fingerprint(inputs: object, *, ignore: Collection[str] = ()) -> str:
 
 
 def input_digests(inputs: object, *, ignore: Collection[str] = ()) -> dict[str, str]:
-    """The hex digest of each input by its name; what names no inputs is one, named `inputs`."""
+    """The hex digest of each input by its name. A value without names is one input, `inputs`."""
     named = _by_name(inputs)
     ignored = _check_ignore(ignore, named) if ignore != () else ()
     walk = _Walk()
@@ -121,8 +118,9 @@ def combine(digests: Mapping[str, str]) -> str:
 def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = None) -> None:
     """Fingerprints values whose type is exactly `cls` by what `encode` returns for them.
 
-    `tag` stands for the type in the text; by default its module and name do. With a tag such as
-    `"acme.Model/1"` the class can move, and another number tells that `encode` has changed.
+    `tag` stands for the type in the canonical text; by default its module and name do. With a tag
+    such as `"acme.Model/1"` the class may move to another module, and another number in the tag
+    makes values differ after `encode` has changed.
     Registering a class again replaces what was there. Raises `FingerprintError` for a type that has
     a rule, a class local to a function without a tag, and the tag of another class.
     """
@@ -138,7 +136,7 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
     name = f"{importable_name(cls.__module__)}:{cls.__qualname__}"
     if tag is None and "<locals>" in name:
         raise FingerprintError(f"{what}: it is local to a function; give it a tag")
-    # By name, because a module that is imported again makes its classes anew.
+    # Owners are kept by name, because a module that is imported again makes its classes anew.
     owner = _tags.setdefault(tag or name, name)
     if owner != name:
         raise FingerprintError(f"{what}: the tag {tag!r} is that of {owner}; choose another")
@@ -147,7 +145,7 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
 
 
 class _Walk:
-    """Turns the values of one call into trees; together they must not exceed `MAX_WORK`."""
+    """Turns the values of one call into trees, and adds up how much work that is."""
 
     __slots__ = ("known", "work_left")
 
@@ -155,14 +153,14 @@ class _Walk:
         self.work_left = MAX_WORK
         self.known: dict[int, tuple[object, int, int, Any]] = {}
 
-    def tree(self, value: Any, room: int) -> Any:
-        """The tree of `value`, which may have `room` levels of containers.
+    def tree(self, value: Any, depth: int) -> Any:
+        """The tree of `value`, within which containers may be nested `depth` deep.
 
-        It is `value` itself where that is its own tree: copies of many small containers would keep
-        the garbage collector busy for longer than everything else takes.
+        A value that needs no change is its own tree. It is not copied, because copies of many small
+        containers would keep the garbage collector busy for longer than all the rest takes.
         """
         work_before = self.work_left
-        if self.known and (known := self.known.get(id(value))) and known[1] <= room:
+        if self.known and (known := self.known.get(id(value))) and known[1] <= depth:
             self.work_left -= known[2]
             if self.work_left >= 0:
                 return known[3]
@@ -170,9 +168,9 @@ class _Walk:
         items: Collection[Any]
         if kind is dict:
             for key in value:
-                # Nothing but "!" sorts between it and '"'.
+                # Among printable characters, only a space and "!" sort before '"'.
                 if type(key) is not str or key < '"':
-                    return self.keep(value, room, work_before, _mapping(self, value, room))
+                    return self.keep(value, depth, work_before, _mapping(self, value, depth))
             items = value.values()
         elif kind is list or kind is tuple:
             items = value
@@ -182,21 +180,21 @@ class _Walk:
             return SCALARS[kind](value)
         else:
             rule = _RULES.get(kind) or _rule_of(kind)
-            return self.keep(value, room, work_before, rule(self, value, room))
+            return self.keep(value, depth, work_before, rule(self, value, depth))
         self.work_left -= len(items) + CONTAINER_WORK
-        if room <= 0 or self.work_left < 0:
-            raise _too_much(room)
+        if depth <= 0 or self.work_left < 0:
+            raise _too_much(depth)
         changed: dict[int, Any] = {}
         for item in items:
             kind = type(item)
             if (
                 kind in AS_IS
                 or (kind is int and SMALL < item < BIG)
-                or (kind is float and item - item == 0.0)  # which NaN and infinity do not satisfy
+                or (kind is float and item - item == 0.0)  # true for all but NaN and infinity
             ):
                 continue
             try:
-                tree = self.tree(item, room - 1)
+                tree = self.tree(item, depth - 1)
             except RefusedError as refused:
                 pairs = value.items() if isinstance(value, dict) else enumerate(value)
                 key = next((key for key, other in pairs if other is item), None)
@@ -210,11 +208,11 @@ class _Walk:
             tree = {key: changed.get(id(item), item) for key, item in value.items()}
         else:
             tree = [changed.get(id(item), item) for item in value]
-        return self.keep(value, room, work_before, tree)
+        return self.keep(value, depth, work_before, tree)
 
-    def keep(self, value: object, room: int, work_before: int, tree: Any) -> Any:
-        """Remembers the tree of a shared value, and the value itself, whose id is the key."""
-        self.known[id(value)] = (value, room, work_before - self.work_left, tree)
+    def keep(self, value: object, depth: int, work_before: int, tree: Any) -> Any:
+        """Remembers the tree of a value that may be met again, and keeps the value for its id."""
+        self.known[id(value)] = (value, depth, work_before - self.work_left, tree)
         return tree
 
     def trees(
@@ -222,17 +220,17 @@ class _Walk:
         items: list[Any],
         step: Callable[[int], str],
         container: object,
-        room: int,
+        depth: int,
         encode: Callable[[Any, Any, int], Any] = tree,
     ) -> list[Any]:
         """The trees of the items of `container`; `step(index)` is an item's part of the path."""
         self.work_left -= len(items) + CONTAINER_WORK
-        if room <= 0 or self.work_left < 0:
-            raise _too_much(room)
+        if depth <= 0 or self.work_left < 0:
+            raise _too_much(depth)
         trees = []
         for index, item in enumerate(items):
             try:
-                trees.append(encode(self, item, room - 1))
+                trees.append(encode(self, item, depth - 1))
             except RefusedError as refused:
                 refused.steps.append((step(index), id(container)))
                 raise
@@ -261,8 +259,8 @@ def _unsupported(kind: type, why: str = "") -> RefusedError:
     return RefusedError(f"unsupported type {type_name(kind)}{why}", other + _IDENTIFY)
 
 
-def _too_much(room: int = 0) -> RefusedError:
-    if room > 0:
+def _too_much(depth: int = 0) -> RefusedError:
+    if depth > 0:
         return RefusedError("too many values, counting shared ones each time", _IDENTIFY)
     return RefusedError(
         f"nested deeper than {MAX_DEPTH} levels or than the stack allows", "pass a digest of it"
@@ -298,7 +296,7 @@ def _digest(tree: object) -> str:
 
 def _text(tree: Any) -> str:
     kind = type(tree)
-    # The encoder sets itself up for each of these, which takes ten times as long.
+    # The encoder prepares itself for each call, which takes ten times as long as this.
     if kind is int or kind is float:
         return repr(tree)
     return _WORDS[tree] if kind is bool or tree is None else _to_json(tree)
@@ -319,44 +317,45 @@ def _name(kind: type) -> str:
 
 _Rule = Callable[[_Walk, Any, int], Any]
 
-# The rules: each takes the walk, a value of its type, and how many levels it may have.
+# The rules. Each takes the walk, a value of its type, and how many levels may be nested in it.
 
 
-def _mapping(walk: _Walk, value: Any, room: int) -> dict[str, Any]:
+def _mapping(walk: _Walk, value: Any, depth: int) -> dict[str, Any]:
     if getattr(value, "__dict__", None):
         raise _unsupported(type(value), ", which has attributes beside its items")
-    # dict's own method neither hashes a key nor runs what a subclass defines.
+    # The method of dict itself hashes no key, and runs nothing that a subclass defines.
     items = list(dict.items(value))
     keys = [key for key, _ in items]
-    trees = walk.trees([item for _, item in items], lambda i: step_of(keys[i]), value, room)
+    trees = walk.trees([item for _, item in items], lambda i: step_of(keys[i]), value, depth)
     if _STR.issuperset(map(type, keys)):
         return dict(zip(map(_escape, keys), trees, strict=True))
-    key_trees = walk.trees(keys, lambda _: "[<key>]", value, room)
+    key_trees = walk.trees(keys, lambda _: "[<key>]", value, depth)
     pairs = [list(pair) for pair in zip(key_trees, trees, strict=True)]
     texts = list(map(_text, key_trees))
     if len(set(texts)) < len(texts):
-        # The keys stay in order: no text continues with less than the comma that follows here.
+        # The order of different keys stays: in a pair a comma follows, and no text of a key goes on
+        # with a character that sorts before it.
         texts = list(map(_text, pairs))
     return {"!map": [pair for _, pair in sorted(zip(texts, pairs, strict=True), key=itemgetter(0))]}
 
 
-def _proxy(walk: _Walk, value: MappingProxyType[Any, Any], room: int) -> Any:
-    # A method of the proxy would run the mapping's, which may be a user's.
+def _proxy(walk: _Walk, value: MappingProxyType[Any, Any], depth: int) -> Any:
+    # A method of the proxy would run that of the mapping, which a user may have defined.
     (mapping,) = gc.get_referents(value)
     if _RULES.get(type(mapping)) is not _mapping:
         raise RefusedError(f"a mappingproxy of {type_name(type(mapping))}", "pass a dict")
-    return _mapping(walk, mapping, room)
+    return _mapping(walk, mapping, depth)
 
 
-def _set(walk: _Walk, value: Any, room: int) -> object:
-    return {"!set": sorted(walk.trees(list(value), lambda _: "[<item>]", value, room), key=_text)}
+def _set(walk: _Walk, value: Any, depth: int) -> object:
+    return {"!set": sorted(walk.trees(list(value), lambda _: "[<item>]", value, depth), key=_text)}
 
 
-def _enum(walk: _Walk, value: Any, room: int) -> object:
+def _enum(walk: _Walk, value: Any, depth: int) -> object:
     kind = type(value)
     if issubclass(kind, Flag):
-        return {"!flag": [_name(kind), walk.tree(value._value_, room)]}
-    return {"!enum": [_name(kind), walk.tree(value._name_, room)]}
+        return {"!flag": [_name(kind), walk.tree(value._value_, depth)]}
+    return {"!enum": [_name(kind), walk.tree(value._name_, depth)]}
 
 
 def _raised(what: str, error: Exception) -> RefusedError:
@@ -364,12 +363,12 @@ def _raised(what: str, error: Exception) -> RefusedError:
 
 
 def _custom(what: str, tag: str, step: str, encode: Callable[[Any], object]) -> _Rule:
-    def rule(walk: _Walk, value: Any, room: int) -> object:
+    def rule(walk: _Walk, value: Any, depth: int) -> object:
         try:
             result = encode(value)
         except Exception as error:
             raise _raised(what, error) from error
-        return {"!custom": [tag, *walk.trees([result], lambda _: step, value, room)]}
+        return {"!custom": [tag, *walk.trees([result], lambda _: step, value, depth)]}
 
     return rule
 
@@ -392,7 +391,7 @@ def _library_rule(kind: type) -> _Rule | None:
 
 def _object(kind: Any) -> _Rule:
     """The rule of a class that declares its fields: those that its `==` compares are read."""
-    # What is made in C may keep state under no name.
+    # A class that is made in C may keep state that has no name.
     solid = [b for b in kind.__mro__[:-1] if type(vars(b).get("__new__")) is BuiltinFunctionType]
     compared: dict[str, bool] = {}
     read = None
@@ -415,7 +414,7 @@ def _object(kind: Any) -> _Rule:
     hidden_slots = [name for name in slots(kind) if name not in compared]
     tag = _name(kind)
 
-    def rule(walk: _Walk, value: Any, room: int) -> object:
+    def rule(walk: _Walk, value: Any, depth: int) -> object:
         try:
             fields = read(value) if read else {name: getattr(value, name) for name in names}
             state = [
@@ -428,7 +427,7 @@ def _object(kind: Any) -> _Rule:
         if hidden := [name for name in hidden if not is_cache(kind, name)]:
             raise _unsupported(kind, f", which has more than its fields ({', '.join(hidden[:3])})")
         steps = list(fields)
-        trees = walk.trees(list(fields.values()), lambda i: f".{steps[i]}", value, room)
+        trees = walk.trees(list(fields.values()), lambda i: f".{steps[i]}", value, depth)
         return {"!object": [tag, dict(zip(steps, trees, strict=True))]}
 
     return rule

@@ -1,6 +1,12 @@
-"""How numpy's arrays and scalars stand in the tree of a fingerprint.
+"""What stands for numpy's arrays and scalars in the tree of a fingerprint.
 
-numpy is never imported here: `sys.modules` has it where a value of its types has arrived.
+A scalar is `{"!npscalar": [dtype, sha256 hex of the bytes]}`, an array `{"!ndarray": [dtype, shape,
+sha256 hex of the bytes in C order]}`, an array of objects `{"!ndobject": [shape, items]}`, and a
+structured one `{"!ndfields": [shape, [[name, array], …]]}`, where padding does not count. Bytes
+differ for -0.0 and 0.0, and for two kinds of NaN. A subclass of an array (masked array, matrix,
+memmap) is refused.
+
+numpy is never imported here: if a value of its types has arrived, `sys.modules` has it.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def rule_of(kind: type) -> Callable[[Any, Any, int], Any] | None:
-    """The rule of a type of numpy: it takes the walk, a value, and how many levels it may have."""
+    """The rule of a type of numpy, or None for any other type."""
     if not _is_numpy(kind):
         return None
     return _array if kind.__name__ == "ndarray" else _scalar
@@ -24,29 +30,29 @@ def rule_of(kind: type) -> Callable[[Any, Any, int], Any] | None:
 
 def _is_numpy(kind: type) -> bool:
     numpy: Any = sys.modules.get("numpy")
-    # While numpy is being imported, it does not have these yet.
+    # numpy lacks these while it is being imported.
     arrays, scalars = getattr(numpy, "ndarray", None), getattr(numpy, "generic", ())
     return kind is arrays or (issubclass(kind, scalars) and kind.__module__ == "numpy")
 
 
-def _array(walk: Any, array: Any, room: int) -> object:
+def _array(walk: Any, array: Any, depth: int) -> object:
     shape, names = list(array.shape), array.dtype.names
     if names is not None:
         trees = walk.trees(
-            [array[name] for name in names], lambda i: step_of(names[i]), array, room
+            [array[name] for name in names], lambda i: step_of(names[i]), array, depth
         )
         return {"!ndfields": [shape, [list(pair) for pair in zip(names, trees, strict=True)]]}
     if array.dtype.kind == "O":
         items = array.reshape(-1).tolist()
-        return {"!ndobject": [shape, walk.trees(items, lambda i: f".flat[{i}]", array, room)]}
+        return {"!ndobject": [shape, walk.trees(items, lambda i: f".flat[{i}]", array, depth)]}
     dtype = _portable(array.dtype)
     return {"!ndarray": [dtype.str, shape, _array_digest(array, dtype)]}
 
 
-def _scalar(_walk: Any, value: Any, _room: int) -> object:
+def _scalar(_walk: Any, value: Any, _depth: int) -> object:
     dtype = _portable(value.dtype)
     array = sys.modules["numpy"].asarray(value)
-    # An empty string becomes an array of one character.
+    # An empty string becomes an array of one character, which is cut off.
     data = array.astype(array.dtype.newbyteorder("<")).tobytes()[: dtype.itemsize]
     return {"!npscalar": [dtype.str, sha256(data).hexdigest()]}
 

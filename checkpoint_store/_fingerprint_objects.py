@@ -1,6 +1,7 @@
-"""What a class of a library that makes classes declares, and where its objects keep what they have.
+"""Which fields a class declares, and where its objects keep their state.
 
-Nothing that a user has defined runs here but the attributes of an object when they are read.
+This is about the classes that dataclasses, attrs, pydantic, msgspec and named tuples make. Of what
+a user has defined, nothing runs here but the attributes that are read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _CACHES = frozenset({"__orig_class__", "_attrs_cached_hash"})
 
 
 def static(kind: type, name: str) -> Any:
-    """The attribute of a class as it was defined; no descriptor or metaclass of a user runs."""
+    """The attribute of a class as it was defined. No descriptor or metaclass of a user runs."""
     return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
@@ -34,7 +35,7 @@ def pydantic_fields(value: Any) -> dict[str, Any]:
 def slots(kind: type) -> list[str]:
     names: list[str] = []
     for members in map(vars, kind.__mro__):
-        # attrs writes the slots of such a class itself: fields, and caches under any name.
+        # attrs writes the slots of such a class: they are fields, or caches of any name.
         by_attrs = getattr(members.get("__attrs_props__"), "is_slotted", False)
         if "__slots__" in members and not by_attrs:
             names += [n for n, member in members.items() if type(member) is MemberDescriptorType]

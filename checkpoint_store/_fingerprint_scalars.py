@@ -1,4 +1,4 @@
-"""How values without parts stand in the tree of a fingerprint."""
+"""What stands for a value without parts in the tree of a fingerprint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._refusal import RefusedError
 
 BIG = 1 << 64
 SMALL = -BIG
-"""An integer between these two stands for itself, without them."""
+"""An integer that lies between these two, neither included, stands for itself."""
 
 AS_IS = frozenset({str, bool, NoneType})
 """The types whose values always stand for themselves."""
@@ -97,4 +97,4 @@ SCALARS: dict[type, Callable[[Any], Any]] = {
     PosixPath: _path,
     WindowsPath: _path,
 }
-"""What stands for a value of a type that may not stand for itself."""
+"""For each other type without parts, the function that makes what stands for a value."""

@@ -1,8 +1,8 @@
 """What becomes of a workflow's record when it is resumed, opened or labelled.
 
-Each transition is a pure function from what was found of the record to the record that is to be in
-force, which is the one that was found if nothing changes. Whoever changes the record calls it anew
-for each version that it finds.
+Each transition is a pure function. It takes what was found of the record and returns the record
+that is to be in force, which is the very one that was found if nothing is to change. The caller
+calls it again for each other version of the record that it finds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the engine concluded, and from what.
+    """What the policy engine has decided, and why.
 
-    `action` is `"start"` (nothing was there), `"continue"` (same inputs), `"reuse"` (changed, the
-    old checkpoints are read through to), `"reset"` (changed, the old ones are out of reach) or,
-    from `plan` only, `"raise"`. `stored` is the recorded fingerprint (None if there was none),
-    `current` that of the inputs given, and `change` tells how they differ (None unless they do).
+    `action` is `"start"` (nothing was there), `"continue"` (the inputs are the same), `"reuse"`
+    (they changed, and old checkpoints are read where there is no newer one), `"reset"` (they
+    changed, and the old checkpoints are out of reach) or, only from `plan`, `"raise"`. `stored` is
+    the recorded fingerprint (None if there was none) and `current` that of the given inputs.
+    `change` tells how the two differ, and is None if they do not.
     """
 
     action: Action
@@ -56,7 +57,7 @@ def check_policy(policy: object) -> Policy:
 def change_of(
     record: Record, fingerprint: str, inputs: Mapping[str, str] | None
 ) -> InputChange | None:
-    """What makes these inputs differ from those of `record`; None if they are the same."""
+    """How these inputs differ from those of `record`, or None if they are the same."""
     if record.base is not None:
         reason = "an earlier run reused these checkpoints with other inputs"
         return compare(record.inputs, inputs, reason)
@@ -95,7 +96,7 @@ def resumed(
 ) -> tuple[Record, Decision]:
     """The record of a workflow that is resumed with these inputs, and the decision behind it.
 
-    Where the decision is to raise, it raises `InputChangedError`.
+    If the decision is to raise, it raises `InputChangedError`.
     """
     decision = decide(found, fingerprint, inputs, policy)
     match found, decision:

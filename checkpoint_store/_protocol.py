@@ -1,13 +1,13 @@
 """The record protocol: how the one mutable file of a workflow is read and changed, and in which
 order files may be deleted.
 
-An exhaustive search of the possible crashes and races chose these orders. In particular:
+These orders were found by an exhaustive search of all crashes and races. In particular:
 
-- A record is created if absent or swapped against the version that was read. The winner is never
-  inferred from the reply: the record is read again, and the nonce in it tells.
-- Collecting lists a page first, reads the record after it, and deletes only what that record no
-  longer refers to. A file of a newer generation is thus never listed before its record is seen.
-- Clearing deletes the record first. From then on every file is garbage, whoever removes it.
+- A record is created if there is none, or swapped against the version that was read. The reply does
+not tell who has won: the record is read again, and the nonce in it tells. - To collect is to list a
+page, then to read the record, and then to delete what this record does not refer to. So a file is
+never deleted on the word of a record that is older than the file. - To clear is to delete the
+record first. From then on all the files are garbage, whoever removes them.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .errors import ContentionError, CorruptRecordError, IncompleteClearError, S
 logger = logging.getLogger("checkpoint_store")
 
 PAGES_AT_ONCE = 4
-"""How many pages are deleted at once, while as many more are listed. Deleting takes the longest."""
+"""So many pages are deleted at once, while as many more are listed. Deleting takes longest."""
 
 TRIES = 10
-"""Swaps of one record before giving up. Each that fails means that somebody else's succeeded."""
+"""How often a change of a record is tried. A swap is refused only if another succeeded."""
 
 T = TypeVar("T")
 Transition = Callable[[Found], tuple[Record, T]]
-"""From what was found of a record to the one that is to be in force, and to a decision. It returns
-the very record that was found if nothing is to change."""
+"""Takes what was found of a record. Returns the record that is to be in force, which is the very
+one that was found if nothing is to change, and a decision."""
 
 
 def read_record(workflow_id: str) -> Steps[Record | None]:
-    """The record of a workflow, or None if there is none. A corrupt one raises."""
+    """The record of a workflow, or None if there is none. A corrupt one is an error."""
     _, found = yield from read_version(workflow_id)
     if isinstance(found, CorruptRecordError):
         raise found
@@ -50,11 +50,11 @@ def read_record(workflow_id: str) -> Steps[Record | None]:
 def change_record(
     filesystem: Filesystem, workflow_id: str, transition: Transition[T]
 ) -> Steps[tuple[Found, Record, T]]:
-    """Puts the record in force that `transition` makes of the one that is found.
+    """Replaces the record by what `transition` makes of it.
 
-    Returns what was found, the record that is in force, and the decision. `transition` is asked
-    again whenever the record turns out to be another than the one it was shown. The filesystem only
-    says, and is told, whether it has conditional writes.
+    Returns what was found, the record that is in force now, and the decision. If the record turns
+    out to be another than the one that `transition` was given, it is called again. `filesystem` is
+    only asked, and told, whether it has conditional writes: the requests are yielded.
     """
     sent: dict[str, tuple[Found, Record, T]] = {}
     versions: set[Stored | None] = set()
@@ -62,7 +62,7 @@ def change_record(
     for attempt in range(TRIES):
         stored, found = yield from read_version(workflow_id)
         if isinstance(found, Record) and found.nonce in sent:
-            return sent[found.nonce]  # It had taken effect, and only the reply was lost.
+            return sent[found.nonce]  # That swap had taken effect, and only its reply was lost.
         if failure is not None:
             raise failure
         versions.add(stored)
@@ -73,8 +73,9 @@ def change_record(
         try:
             accepted = yield from _swap(stored, record)
             if accepted and filesystem.conditional_writes is None:
-                # A second change of the same version must be refused. It is another proposal: a
-                # clear in between rightly lets it pass, and what was cleared must not come back.
+                # A second swap of the same version must be refused. It proposes another record,
+                # because after a clear in between it is rightly accepted, and the first record,
+                # which was cleared, must not come back.
                 for _ in range(2):
                     again, decision = transition(found)
                     sent[again.nonce] = found, again, decision
@@ -105,9 +106,9 @@ def change_record(
 
 
 def collect(workflow_id: str, progress: Progress, *, cleared: bool = False) -> Steps[int]:
-    """Deletes the files of retired generations and returns the number of checkpoints among them.
+    """Deletes the files of retired generations. Returns the number of checkpoints among them.
 
-    Without a record nothing is deleted, except that after a `clear` everything is.
+    If there is no record, nothing is deleted; but after a `clear`, everything is.
     """
     about = f"collecting workflow {workflow_id!r}"
     folder = _folder(workflow_id)
@@ -118,7 +119,7 @@ def collect(workflow_id: str, progress: Progress, *, cleared: bool = False) -> S
         files = [(name, parsed[1]) for name in names if (parsed := parse_file_name(name))]
         if not files:
             return [], {}
-        # Read after the page was listed, it knows every generation of which a file is on it.
+        # The record is read after the page was listed, so it is at least as new as each file on it.
         record = yield from read_record(workflow_id)
         if record is None and not cleared:
             return None
@@ -162,14 +163,14 @@ def collect(workflow_id: str, progress: Progress, *, cleared: bool = False) -> S
 
 
 def clear(workflow_id: str, progress: Progress) -> Steps[int]:
-    """Removes a workflow and returns the number of checkpoint files that went."""
+    """Removes a workflow. Returns the number of checkpoint files that were deleted."""
     about = f"clearing workflow {workflow_id!r}"
     yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)
     return (yield from collect(workflow_id, progress, cleared=True))
 
 
 def read_version(workflow_id: str) -> Steps[tuple[Stored | None, Found]]:
-    """The file of a record, for a later swap, and what is in it."""
+    """The file of a record as a later swap needs it, and what was found in it."""
     about = f"the record of workflow {workflow_id!r}"
     try:
         stored = yield from call(about, Filesystem.read_small, _record_key(workflow_id))
@@ -188,7 +189,7 @@ def _swap(stored: Stored | None, record: Record) -> Steps[bool]:
 
 
 def _list_ahead(about: str, folder: str, more: Any) -> Steps[tuple[list[list[str]], Any]]:
-    """The names on the next few pages of a folder, and what to ask for more with."""
+    """The names of the files on the next few pages, and the mark after which the list goes on."""
     pages: list[list[str]] = []
     while len(pages) < PAGES_AT_ONCE:
         page = yield from call(about, Filesystem.list_files, folder, more)

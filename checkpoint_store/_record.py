@@ -1,4 +1,4 @@
-"""The record: the one mutable file of a workflow, and what it says about its inputs."""
+"""The record: the one file of a workflow that changes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class Record:
     """Which generation of checkpoints is the current one, and which inputs it was computed from.
 
-    `token` names the generation. `base` is the older one that a `reuse` with changed inputs reads
-    through to; a record with a base is mixed and never equals any inputs. `nonce` is new in every
-    version, so that a writer whose reply was lost recognises its own version, and no two versions
-    have the same content hash. The times are for people; no decision reads them.
+    `token` names the generation. `base` names an older one, in which a run reads what it does not
+    find in its own: a `reuse` with changed inputs makes such a record. It is a mixture and never
+    counts as having any inputs. `nonce` is another one in each version of the record, so that a
+    writer whose reply was lost recognises its own version, and no two versions have the same hash.
+    The times are for people; no decision depends on them.
     """
 
     workflow: str
@@ -46,7 +47,7 @@ class Record:
 def new_record(
     workflow: str, fingerprint: str | None, inputs: Mapping[str, str] | None = None
 ) -> Record:
-    """A record of a new generation."""
+    """The record of a new generation."""
     now = _now()
     return Record(
         workflow=workflow,
@@ -61,7 +62,7 @@ def new_record(
 
 
 def overlay(record: Record) -> Record:
-    """The next version of `record`: a new generation that reads through to the present one."""
+    """The next version of `record`: a new generation, whose base is the present one."""
     return replace(
         record,
         token=secrets.token_hex(8),
@@ -72,12 +73,12 @@ def overlay(record: Record) -> Record:
 
 
 def label(record: Record, fingerprint: str) -> Record:
-    """The next version of a record that had no fingerprint: what is there gets this one."""
+    """The next version of a record without a fingerprint: its checkpoints get this one."""
     return replace(record, fingerprint=fingerprint, nonce=secrets.token_hex(16), updated=_now())
 
 
 def check_fingerprint(fingerprint: str) -> str:
-    """`fingerprint` itself if it can be recorded, else `FingerprintError`."""
+    """Returns `fingerprint` if it can be recorded, and raises `FingerprintError` if not."""
     if not isinstance(fingerprint, str):
         raise FingerprintError(
             f"an explicit fingerprint must be a str, not {type(fingerprint).__name__}: "
@@ -93,7 +94,7 @@ def check_fingerprint(fingerprint: str) -> str:
 
 
 def encode_record(record: Record) -> bytes:
-    """Readable JSON with a checksum. The digests are left out where it is too large with them."""
+    """The record as readable JSON with a checksum. It has no digests if they make it too large."""
     fields: dict[str, object] = {
         "checkpoint_store": VERSION,
         "workflow": record.workflow,
@@ -112,10 +113,11 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes, workflow: str) -> Record:
-    """The record in `data`, which was read as that of `workflow`.
+    """The record in `data`, which was read as the record of `workflow`.
 
-    Raises `UnsupportedFormatError` for a newer format, `InvalidNameError` where a disk that folds
-    case found another workflow's record, and `CorruptRecordError` for everything else.
+    Raises `UnsupportedFormatError` for a newer format, `InvalidNameError` if a disk that does not
+    tell upper from lower case has found another workflow's record, and `CorruptRecordError` for
+    everything else.
     """
     try:
         if len(data) > MAX_RECORD_BYTES:

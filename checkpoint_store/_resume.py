@@ -1,4 +1,4 @@
-"""Resuming a workflow: read its record, decide, and change it in the order that is safe."""
+"""Starting and resuming a workflow under a policy."""
 
 from __future__ import annotations
 

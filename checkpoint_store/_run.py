@@ -246,12 +246,12 @@ def _items(mapping: Mapping[str, T]) -> Iterable[tuple[str, T]]:
 
 
 def _decoded(header: Header, file: Contents) -> tuple[Header, bytes]:
-    with storage_errors(header):  # Of a large local file only now the payload is read.
+    with storage_errors(header):  # The payload of a large local file is read only now.
         return decode_frame(file, header)
 
 
 def _flat(header: Header, data: Data) -> memoryview:
-    """The bytes of any buffer, not copied; what is none is a `TypeError` before anything else."""
+    """The bytes of a buffer, which is not copied. Anything else is a `TypeError`."""
     try:
         view = memoryview(data)
         # A shape with a zero cannot be cast.

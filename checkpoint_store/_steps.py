@@ -1,8 +1,9 @@
 """Operations as steps: generators that yield requests to the storage and are sent the replies.
 
-An operation is written once and driven in two ways: `drive` blocks for each reply, `adrive` awaits
-it. Steps that need others say `yield from`. What a request raises is raised where it was yielded:
-as `FileNotFoundError` where a key that was to be read is missing, and as `StorageError` otherwise.
+Each operation is written once and can be driven in two ways: `drive` blocks until there is a reply,
+`adrive` awaits it. Steps call other steps with `yield from`. The error of a request is raised where
+it was yielded: a `FileNotFoundError` if there is no such key to read, and otherwise a
+`StorageError`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _READS = ("read", "read_small", "open_read")
-"""The verbs of a filesystem whose `FileNotFoundError` means that there is no such key."""
+"""The verbs of a filesystem that raise `FileNotFoundError` if there is no such key."""
 
 
 class Call(NamedTuple):
-    """Calls a filesystem, and is replied what that returns. Errors are told `about` something."""
+    """A request to call a verb of the filesystem. The reply is what that returns.
+
+    Messages of errors begin with `about`.
+    """
 
     about: object
     verb: str
@@ -34,10 +38,11 @@ class Pause(NamedTuple):
 
 
 class Each(NamedTuple):
-    """Drives operations side by side, up to `at_most` or else as many as the storage likes.
+    """A request to drive several operations side by side, as many at once as the storage allows.
 
-    They are taken as they can begin, and `done` is called with the position of each that ended and
-    with what it returned or raised, in the thread or task that drives them all.
+    The next operation is taken when one has ended. `done` is called for each with its position and
+    with what it returned or raised, in the thread or task that drives these steps. If `done` raises
+    an error, the other operations are cancelled.
     """
 
     operations: Iterable[Steps[Any]]
@@ -52,12 +57,12 @@ Steps = Generator[Request, Any, R]
 def call(
     about: object, verb: Callable[Concatenate[Any, P], R], *arguments: P.args, **_: P.kwargs
 ) -> Steps[R]:
-    """The steps of one call. `verb` is a method of `Filesystem`, whichever that will be."""
+    """The steps of a single call. `verb` is the method of `Filesystem` with that name."""
     return cast(R, (yield Call(about, verb.__name__, arguments)))
 
 
 def gather(operations: Sequence[Steps[R]]) -> Steps[list[R]]:
-    """What each of these returns, in order. The first that raises ends them all."""
+    """Drives these side by side and returns what each returns. The first error ends them all."""
     results: dict[int, R] = {}
 
     def keep(index: int, outcome: R | Exception) -> None:
@@ -73,7 +78,7 @@ def list_all(
     about: object, verb: Callable[Concatenate[Any, str, Any, P], Page[R]], folder: str,
     *arguments: P.args, **_: P.kwargs,
 ) -> Steps[list[R]]:  # fmt: skip
-    """All that is on the pages of a list."""
+    """The items on all pages of a list."""
     items: list[R] = []
     more, is_last = None, False
     while not is_last:
@@ -84,7 +89,7 @@ def list_all(
 
 
 def drive(filesystem: Filesystem, steps: Steps[R]) -> R:
-    """What the steps return, every request being waited for in this thread."""
+    """Drives the steps in this thread, and returns what they return."""
     reply, error = None, None
     while True:
         try:
@@ -106,11 +111,11 @@ def drive(filesystem: Filesystem, steps: Steps[R]) -> R:
 
 
 async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
-    """What the steps return, every request being awaited.
+    """Drives the steps in this task, and returns what they return.
 
-    Where the storage blocks, all of them are one job in a thread of the filesystem's own.
+    If the filesystem blocks, all the steps together are driven in one of its own threads.
     """
-    import asyncio  # Here because a local store needs none of it.
+    import asyncio  # It is not imported above, because a blocking store needs none of it.
 
     if filesystem.blocks:
         return await filesystem.in_thread(drive, filesystem, steps)

@@ -1,4 +1,4 @@
-"""The store: which workflows there are, and one run of each."""
+"""The store: where checkpoints are, and what can be done with whole workflows."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class CheckpointStore:
             page = self._drive(steps)
             for folder in page.items:
                 workflow_id = decode_name(folder)
-                # A list in order has them in that of their keys, which go on after the slash.
+                # A sorted list is in the order of the keys, in which a slash follows the folder.
                 if workflow_id is not None and (distinct is None or distinct.is_new(f"{folder}/")):
                     yield workflow_id
             more, is_last = page.more, page.more is None
@@ -218,7 +218,7 @@ class CheckpointStore:
             return old
         pruned = []
         for workflow_id in old:
-            if is_old(workflow_id):  # Deleting the others may have taken long.
+            if is_old(workflow_id):  # To delete the others may have taken long.
                 self.clear(workflow_id)
                 pruned.append(workflow_id)
         return pruned
@@ -239,9 +239,10 @@ class CheckpointStore:
 
 
 class _Distinct:
-    """Tells which texts are new.
+    """Tells which of many texts are new.
 
-    As long as they ascend, each of them is, and what came is kept compressed, in a few bytes each.
+    As long as the texts ascend, each of them is new, and they are kept compressed, in a few bytes
+    each. From the first that does not ascend on, they are kept in a set.
     """
 
     def __init__(self) -> None:

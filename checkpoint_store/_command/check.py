@@ -1,4 +1,4 @@
-"""What the storage at a URL really guarantees, found out by trying it."""
+"""Tries what the storage at a URL really guarantees."""
 
 from __future__ import annotations
 
@@ -24,25 +24,29 @@ from ..errors import (
 from .races import THREADS, Team, mark, signature
 
 SECONDS = 5.0
-"""After which no row begins another round. It has always made one."""
+"""After so many seconds no row begins another round. Each row makes at least one."""
 ROUNDS = 10
 RACES = 100
 UPDATES = 12
-"""By each contestant, where none may be lost."""
+"""How many updates each contestant makes in the row in which none may be lost."""
 
 READS = 20
-"""Of a file that is being replaced, beside as many writes at least."""
+"""How often a file is read while it is being replaced, at least as often."""
 AHEAD = 10
-"""Writes for a read at most, and reads for a write, so that a slow one is not swamped."""
+"""How many writes are made for each read at most, and reads for each write, so that neither side
+leaves the other behind where it is slow."""
 
 SIBLINGS = ("w", "wf1", "wf-1", "wf.", "WF", "wf/t", "wf%2Ft", "wf*", "wf@x")
 STREAM_BYTES = 9 * 1024**2
-"""More than one part of an upload to S3."""
+"""The size of a stream that takes more than one part of an upload to S3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`kept` is None for what was not tried, and `meaning` is unless the promise is broken."""
+    """The outcome of one row.
+
+    `kept` is None if the promise was not tried. `meaning` is None unless the promise is broken.
+    """
 
     promise: str
     kept: bool | None
@@ -52,7 +56,7 @@ class Finding:
 
 
 class _NotKeptError(Exception):
-    """`meaning` is given where it is another than that of the row."""
+    """The promise is broken. `meaning` is given if it differs from that of the row."""
 
     def __init__(self, detail: str, meaning: str | None = None) -> None:
         super().__init__(detail)
@@ -66,7 +70,7 @@ def check(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Finding, None, None]:
-    """Tries every promise, each by itself; `other` is a connection of its own to the same place.
+    """Tries each promise by itself. `other` is another connection to the same place.
 
     Races are run over more connections, which are made with the same `storage_options`. Close the
     generator before the place is removed: a second process may be at work there.
@@ -168,7 +172,7 @@ class _Checks:
         self._filesystem = other._filesystem
 
     def start(self) -> None:
-        """Begins the time of a row."""
+        """Notes when the time of this row will be over."""
         self._end = self._clock() + SECONDS
 
     def missing(self) -> str:
@@ -236,7 +240,7 @@ class _Checks:
                 while min(reads, versions) < READS and not writing.done():
                     if self._is_late() and reads and versions > 1:
                         break
-                    time.sleep(0.0005)  # A reader that never waits starves the writer.
+                    time.sleep(0.0005)  # A reader that never waits would starve the writer.
                     if reads >= AHEAD * versions:
                         continue
                     reads += 1
@@ -331,10 +335,10 @@ class _Checks:
 
     def _gather(self) -> None:
         self._team.gather()
-        self.start()  # To connect them all takes a while, in which there are no rounds.
+        self.start()  # The time that it takes to connect them all does not count.
 
     def _race_for(self, key: str, old: Stored | None, number: int, condition: str) -> Stored:
-        """The version that won, given that it is the only one."""
+        """Lets all contestants swap a file. Returns the version that has won, if only one has."""
         results = self._team.swap(key, old, number)
         winners = [
             signature(number, contestant)
@@ -344,12 +348,12 @@ class _Checks:
         stored = Stored(b"")
         with suppress(FileNotFoundError):
             stored = self._filesystem.read_small(key)
-        # Where a reply was lost, the winner itself may not know.
+        # If its reply was lost, the winner itself does not know that it has won.
         if stored.data.startswith(signature(number, 0)[:-1]) and winners in ([], [stored.data]):
             return stored
         error = next((result for result in results if isinstance(result, str)), "")
         if error and not winners and number == 0:
-            raise _NotKeptError(error)  # None of them could try it.
+            raise _NotKeptError(error)  # No contestant could try it.
         why = error or (f"{condition} was ignored" if winners else "nobody was told why")
         raise _NotKeptError(f"{len(winners)} of {len(results)} won in round {number + 1}: {why}")
 
@@ -361,11 +365,11 @@ class _Checks:
         return f"; {self._team.note}" if self._team.note else ""
 
     def _runs(self, workflow_id: str) -> tuple[Run, Run]:
-        """The same workflow on both connections."""
+        """The same workflow, opened on both connections."""
         return _begin(self._store, workflow_id), _begin(self._other, workflow_id)
 
     def _written(self, workflow_id: str) -> dict[str, bytes] | None:
-        """The files of a new workflow; None if this disk would not tell it from another one."""
+        """Makes a workflow and returns its files; None if this disk takes it for another one."""
         try:
             _begin(self._store, workflow_id).write("task", workflow_id.encode())
             return self._files(workflow_id)

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return report.finish(_status(parsed.url, options, report))
     except BrokenPipeError:
-        # Nobody reads on, and the interpreter would complain when it flushes the output.
+        # Nobody reads the output any more. The interpreter would complain when it flushes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -125,7 +125,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"checkpoint_store {version()}")
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
-        # Not repeated in full: it might be a credential that slipped out of its option.
+        # The arguments are not repeated in full: one might be a credential without its option.
         names = ", ".join(word.partition("=")[0] for word in unknown if word.startswith("--"))
         parser.error(f"there are arguments too many, or unknown ones: {names or 'name one URL'}")
     return parsed
@@ -156,7 +156,8 @@ def _option(text: str) -> tuple[str, Any]:
 
 def _examine(url: str | None, options: dict[str, Any], report: Report) -> int:
     base = tempfile.gettempdir() if url is None else url
-    connect(base, options)  # What is wrong with the URL is said of the URL as it was given.
+    # An error in the URL is reported with the URL as it was given, without the folder below it.
+    connect(base, options)
     place = f"{base.removesuffix('/')}/checkpoint-store-check-{secrets.token_hex(8)}"
     filesystem = connect(place, options)
     place = filesystem.url
@@ -181,12 +182,12 @@ def _examine(url: str | None, options: dict[str, Any], report: Report) -> int:
 
 
 def _write(filesystem: Filesystem, base: str) -> None:
-    """Fails where nothing can be written in either way, so that there is nothing to try."""
+    """Fails if nothing can be written, neither plainly nor under a condition."""
     try:
         with storage_errors(base):
             filesystem.write("written/plainly", [b"data"])
     except CheckpointStoreError as error:
-        # A bucket may allow nothing but conditional writes.
+        # A bucket may allow only conditional writes.
         try:
             filesystem.swap("written/conditionally", None, b"data")
         except Exception:  # noqa: BLE001
@@ -194,7 +195,7 @@ def _write(filesystem: Filesystem, base: str) -> None:
 
 
 def _try(place: str, options: dict[str, Any], report: Report) -> None:
-    """Tells what the demonstration does at this place, and which promises are kept there."""
+    """Reports the demonstration at this place, and which promises are kept there."""
     with (
         CheckpointStore(place, storage_options=options) as store,
         CheckpointStore(place, storage_options=options) as other,
@@ -221,8 +222,10 @@ def _demonstrate(store: CheckpointStore, report: Report) -> None:
 
 
 def _remove(filesystem: Filesystem, report: Report) -> bool:
-    """Removes everything at this place, and the folders above it that were made for it; False if
-    something is left."""
+    """Removes everything at this place, and the folders above it that were made for it.
+
+    Returns False if something is left.
+    """
     place = filesystem.url
     try:
         with storage_errors(place):
@@ -240,7 +243,7 @@ def _remove(filesystem: Filesystem, report: Report) -> bool:
 
 @contextmanager
 def _telling_warnings(report: Report) -> Iterator[None]:
-    """Makes the library's warnings a part of the output."""
+    """Reports the warnings that the library logs meanwhile."""
 
     class Teller(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
