@@ -96,7 +96,10 @@ def drive(filesystem: Filesystem, steps: Steps[R]) -> R:
             request = steps.send(reply) if error is None else steps.throw(error)
         except StopIteration as stop:
             return cast(R, stop.value)
-        reply, error = None, None
+        finally:
+            reply = error = (
+                None  # An error that passes keeps this frame, and must not be kept by it.
+            )
         try:
             match request:
                 case Call(about, verb, arguments):
@@ -113,11 +116,12 @@ def drive(filesystem: Filesystem, steps: Steps[R]) -> R:
 async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
     """Drives the steps in this task, and returns what they return.
 
-    If the filesystem blocks, all the steps together are driven in one of its own threads.
+    If the filesystem blocks and does one thing at a time, all the steps together are driven in one
+    of its threads, and otherwise each request by itself.
     """
     import asyncio  # It is not imported above, because a blocking store needs none of it.
 
-    if filesystem.blocks:
+    if filesystem.blocks and filesystem.max_concurrency == 1:
         return await filesystem.in_thread(drive, filesystem, steps)
     reply, error = None, None
     while True:
@@ -125,7 +129,10 @@ async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
             request = steps.send(reply) if error is None else steps.throw(error)
         except StopIteration as stop:
             return cast(R, stop.value)
-        reply, error = None, None
+        finally:
+            reply = error = (
+                None  # An error that passes keeps this frame, and must not be kept by it.
+            )
         try:
             match request:
                 case Call(about, verb, arguments):
