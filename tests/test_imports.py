@@ -20,9 +20,9 @@ PURE = {"errors", "_changes", "_handling", "_json", "_modules", "_names", "_poli
     *("_refusal", "_fingerprint", "_progress"),
     *(f"_fingerprint_{name}" for name in ("numpy", "objects", "scalars", "tables")),
 }
-BASE = "_filesystems.base"
+BASE, URLS = "_filesystems.base", "_filesystems.urls"
 BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic", "conditional")}
-FILESYSTEMS = {"_filesystems", BASE} | BACKENDS
+FILESYSTEMS = {"_filesystems", BASE, URLS} | BACKENDS
 OF_LOCAL = {f"_filesystems.{name}" for name in ("disk", "locks", "mounts")}
 OF_LOOPS = {"_filesystems.loop"}
 OF_S3 = {f"_filesystems.s3_{name}" for name in ("engine", "errors", "transfers")}
@@ -47,10 +47,11 @@ ALLOWED: dict[str, set[str]] = {
     "_policy": {"errors", "_changes", "_record"},
     # Bytes under keys, and nothing about workflows.
     BASE: set(),
+    URLS: {"errors"},
     "_filesystems.loop": {BASE},
-    "_filesystems.generic": {BASE} | OF_LOOPS,
+    "_filesystems.generic": {BASE, URLS} | OF_LOOPS,
     "_filesystems.conditional": {BASE, "_filesystems.generic"},
-    "_filesystems.memory": {"errors", BASE, "_filesystems.generic"},
+    "_filesystems.memory": {"errors", BASE, URLS, "_filesystems.generic"},
     "_filesystems.mounts": set(),
     "_filesystems.locks": {"errors"},
     "_filesystems.disk": {BASE},
@@ -58,8 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     "_filesystems.s3_errors": set(),
     "_filesystems.s3_engine": {BASE, "_filesystems.s3_errors"} | OF_LOOPS,
     "_filesystems.s3_transfers": {BASE, "_filesystems.s3_engine", "_filesystems.s3_errors"},
-    "_filesystems.s3": {"errors", BASE} | OF_S3 | OF_LOOPS,
-    "_filesystems": {"errors", BASE} | BACKENDS,
+    "_filesystems.s3": {"errors", BASE, URLS} | OF_S3 | OF_LOOPS,
+    "_filesystems": {BASE, URLS} | BACKENDS,
     # Files and their serializers.
     "_frame": {"errors", "_handling", "_json", "_names", BASE},
     "_serializer": {"errors", "_frame", "_modules", BASE},

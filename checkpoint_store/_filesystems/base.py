@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
+
+if TYPE_CHECKING:
+    from .urls import URL
 
 SMALL_BYTES = 64 * 1024 + 1
 """As many bytes `read_small` reads at most: one more than a record may have."""
@@ -175,6 +178,11 @@ class Filesystem(ABC):
 
     made_by: Callable[[], Filesystem]
     """Makes this filesystem again, also in another process. It is a call of `connect`."""
+
+    @classmethod
+    def at(cls, url: URL, options: Mapping[str, Any], max_concurrency: int) -> Self:
+        """The filesystem at a URL, or `InvalidURLError`. Nothing is read or written yet."""
+        raise NotImplementedError
 
     @property
     def caveat(self) -> str | None:

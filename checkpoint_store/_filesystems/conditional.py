@@ -47,6 +47,7 @@ class _ConditionalFilesystem(GenericFilesystem):
 
 
 class AzureFilesystem(_ConditionalFilesystem):
+    extra = "azure"
     _version = "etag"
 
     def _replace(self, path: str, version: str | None, data: bytes) -> None:
@@ -63,6 +64,7 @@ class AzureFilesystem(_ConditionalFilesystem):
 
 
 class GoogleFilesystem(_ConditionalFilesystem):
+    extra = "gcs"
     conditions = "ifGenerationMatch", "ifGenerationMatch"
     _version = "generation"
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 
@@ -27,6 +27,10 @@ from .base import (
     page_of,
     write_all,
 )
+from .urls import URL, refuse
+
+# These filesystems answer from local copies, which nobody keeps up to date.
+_CACHING = {"blockcache", "cached", "filecache", "simplecache"}
 
 
 class GenericFilesystem(Filesystem):
@@ -36,6 +40,9 @@ class GenericFilesystem(Filesystem):
     conditional_writes: bool | None = False
     conditions: tuple[str, str] | None = None
     durability = "unknown: up to the server behind this protocol"
+
+    extra = ""
+    """The extra of this package that installs the implementation, if there is one."""
 
     def __init__(
         self, protocol: str, path: str, options: Mapping[str, Any], *, max_concurrency: int
@@ -48,6 +55,32 @@ class GenericFilesystem(Filesystem):
         self._instances: dict[int, Any] = {}
         is_async = getattr(fsspec.get_filesystem_class(protocol), "async_impl", False)
         self.max_concurrency = max_concurrency if is_async else 1
+
+    @classmethod
+    def at(cls, url: URL, options: Mapping[str, Any], max_concurrency: int) -> Self:
+        if url.protocol in _CACHING:
+            refuse(url.text, "is a cache, which may be out of date: give the URL of what it caches")
+        try:
+            implementation = fsspec.get_filesystem_class(url.protocol)
+        except ImportError as error:
+            if not cls.extra:
+                raise
+            raise ImportError(
+                f"{url.protocol}:// needs pip install 'checkpoint-store[{cls.extra}]'"
+            ) from error
+        # An AttributeError comes from a package that no longer has the protocol.
+        except (AttributeError, ValueError):
+            why = f"has a protocol that fsspec does not know, {url.protocol}: check its spelling"
+            refuse(url.text, why)
+        plain = f"{url.protocol}://{url.rest}"
+        try:
+            # The URL itself may say where the server is, such as its host and port.
+            options = {**implementation._get_kwargs_from_urls(plain), **options}
+            path = str(implementation._strip_protocol(plain)).rstrip("/")
+        except Exception:  # noqa: BLE001
+            why = f"is not what fsspec expects of a URL with {url.protocol}: correct it"
+            refuse(url.text, why)
+        return cls(url.protocol, path, options, max_concurrency=max_concurrency)
 
     @property
     def _fs(self) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from ..errors import ContentionError
 from .base import Data, Filesystem, Source, Stored, Upload, anything
 from .generic import GenericFilesystem
+from .urls import URL, check_path, refuse_options
 
 _lock = threading.RLock()
 _swapping = False
@@ -40,6 +41,12 @@ class MemoryFilesystem(GenericFilesystem):
         super().__init__("memory", path, {}, max_concurrency=1)
         # Only a pickle names the process. A forked child has a copy of the files, and may use it.
         self._process = process
+
+    @classmethod
+    def at(cls, url: URL, options: Mapping[str, Any], max_concurrency: int) -> Self:  # noqa: ARG003
+        refuse_options(url.text, options)
+        path = check_path(url)
+        return cls(f"/{path}" if path else "")
 
     def __reduce__(self) -> tuple[Callable[..., Filesystem], tuple[Any, ...]]:
         process = self._process or os.getpid()

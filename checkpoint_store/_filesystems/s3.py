@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from ..errors import InvalidURLError
 from .base import SMALL_BYTES, Data, Entry, Page, Source, Stored, Upload, anything, upload_all
@@ -16,8 +16,12 @@ from .loop import Awaited, LoopFilesystem
 from .s3_engine import S3Engine
 from .s3_errors import RefusedError
 from .s3_transfers import Download, MultipartUpload, body_of
+from .urls import ARN, URL, check_path, refuse
 
 _PUT_BYTES = 5 * 1024**3  # One PutObject may have so many.
+MAX_PREFIX_BYTES = 512
+"""S3 allows keys of 1,024 bytes, and a workflow with a task and its token may take 467."""
+
 _ENDPOINT = re.compile(r"https?://[^@?#]+", re.IGNORECASE)
 
 logger = logging.getLogger("checkpoint_store")
@@ -53,6 +57,18 @@ class S3Filesystem(LoopFilesystem):
         self._bare_etags: bool | None = None
         # Each process has an engine of its own: an inherited one is not safe to use after a fork.
         self._engines: dict[int, S3Engine] = {}
+
+    @classmethod
+    def at(cls, url: URL, options: Mapping[str, Any], max_concurrency: int) -> Self:
+        path = check_path(url)
+        arn = ARN.match(path)
+        bucket = arn[0] if arn else path.partition("/")[0]
+        if not bucket:
+            refuse(url.text, "names no bucket: write s3://bucket/prefix")
+        prefix = path[len(bucket) + 1 :]
+        if len(prefix.encode("utf-8", "surrogatepass")) > MAX_PREFIX_BYTES:
+            refuse(url.text, f"is too long: S3 keys leave {MAX_PREFIX_BYTES} bytes for the prefix")
+        return cls(bucket, prefix, options, max_concurrency=max_concurrency)
 
     @property
     def _engine(self) -> S3Engine:
