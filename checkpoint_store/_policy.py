@@ -29,8 +29,9 @@ class Decision:
 
     `action` is `"start"` (nothing was there), `"continue"` (same inputs), `"reuse"` (changed, the
     old checkpoints are read through to), `"reset"` (changed, the old ones are out of reach) or,
-    from `plan` only, `"raise"`. `stored` is the recorded fingerprint (None if there was none),
-    `current` that of the inputs given, and `change` tells how they differ (None unless they do).
+    from `plan` only, `"raise"`. `policy` is the one that was given, `stored` the recorded
+    fingerprint (None if there was none), `current` that of the inputs given, and `change` tells how
+    they differ (None unless they do).
     """
 
     action: Action
