@@ -29,9 +29,9 @@ class Decision:
 
     `action` is `"start"` (nothing was there), `"continue"` (the inputs are the same), `"reuse"`
     (they changed, and old checkpoints are read where there is no newer one), `"reset"` (they
-    changed, and the old checkpoints are out of reach) or, only from `plan`, `"raise"`. `stored` is
-    the recorded fingerprint (None if there was none) and `current` that of the given inputs.
-    `change` tells how the two differ, and is None if they do not.
+    changed, and the old checkpoints are out of reach) or, only from `plan`, `"raise"`. `policy` is
+    the one that was given, `stored` the recorded fingerprint (None if there was none) and `current`
+    that of the given inputs. `change` tells how the two differ, and is None if they do not.
     """
 
     action: Action
