@@ -47,7 +47,6 @@ class Each(NamedTuple):
 
     operations: Iterable[Steps[Any]]
     done: Callable[[int, Any], object]
-    at_most: int | None = None
 
 
 Request = Call | Pause | Each
@@ -147,8 +146,7 @@ async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
 
 
 def _each(filesystem: Filesystem, each: Each) -> None:
-    at_most = _at_once(filesystem, each)
-    if at_most == 1:
+    if filesystem.max_concurrency == 1:
         for index, steps in enumerate(each.operations):
             try:
                 outcome = drive(filesystem, steps)
@@ -180,11 +178,7 @@ async def _aeach(filesystem: Filesystem, each: Each, done: Callable[[int, Any], 
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(_at_once(filesystem, each)):
+            for _ in range(filesystem.max_concurrency):
                 group.create_task(work())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
-
-
-def _at_once(filesystem: Filesystem, each: Each) -> int:
-    return min(filesystem.max_concurrency, each.at_most or filesystem.max_concurrency)

@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "_filesystems.mounts": set(),
     "_filesystems.locks": {"errors"},
     "_filesystems.disk": {BASE},
-    "_filesystems.local": {"errors", BASE} | OF_LOCAL,
+    "_filesystems.local": {"errors", BASE, URLS} | OF_LOCAL,
     "_filesystems.s3_errors": set(),
     "_filesystems.s3_engine": {BASE, "_filesystems.s3_errors"} | OF_LOOPS,
     "_filesystems.s3_transfers": {BASE, "_filesystems.s3_engine", "_filesystems.s3_errors"},

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
 
-from .base import Filesystem
+from .base import Filesystem, Settings
 from .urls import (
     AZURE,
     GOOGLE,
+    LOCAL,
     S3,
     Location,
     UPath,
-    check_path,
-    refuse,
-    refuse_options,
     split,
     text_of,
 )
@@ -25,6 +22,7 @@ from .urls import (
 __all__ = ["Filesystem", "Location", "connect", "text_of"]
 
 _REGISTRY = {
+    **dict.fromkeys(LOCAL, ("local", "LocalFilesystem")),
     "memory": ("memory", "MemoryFilesystem"),
     **dict.fromkeys(S3, ("s3", "S3Filesystem")),
     **dict.fromkeys(AZURE, ("conditional", "AzureFilesystem")),
@@ -49,26 +47,12 @@ def connect(
     own_options = url.storage_options if isinstance(url, UPath) else {}
     options = {**own_options, **(storage_options or {})}
     parts = split(text)
-    if parts.protocol in ("file", "local"):
-        filesystem = _local(parts.rest, options, durable=durable)
-    else:
-        check_path(parts)
-        module, name = _REGISTRY.get(parts.protocol, _ANY_OTHER)
-        kind: type[Filesystem] = getattr(import_module(f".{module}", __name__), name)
-        filesystem = kind.at(parts, options, max_concurrency)
-        filesystem.url = text
+    module, name = _REGISTRY.get(parts.protocol, _ANY_OTHER)
+    kind: type[Filesystem] = getattr(import_module(f".{module}", __name__), name)
+    filesystem = kind.at(parts, Settings(options, durable, max_concurrency))
+    # From another working folder a relative path would lead elsewhere.
+    filesystem.url = parts.rest if parts.protocol in LOCAL else text
     filesystem.made_by = partial(
         connect, filesystem.url, options, durable=durable, max_concurrency=max_concurrency
     )
-    return filesystem
-
-
-def _local(path: str, options: Mapping[str, Any], *, durable: bool) -> Filesystem:
-    from .local import LocalFilesystem
-
-    refuse_options(path, options)
-    if not os.path.isabs(path):
-        refuse(f"file://{path}", "is not absolute: write file:///…, or the path alone")
-    filesystem = LocalFilesystem(os.path.normpath(path), durable=durable)
-    filesystem.url = filesystem.root  # From another working folder a relative path leads elsewhere.
     return filesystem

@@ -76,6 +76,17 @@ def page_of(items: Iterator[_T]) -> Page[_T]:
     return Page(found, items if len(found) == PAGE else None)
 
 
+class Settings(NamedTuple):
+    """What a store was asked for. A kind of storage leaves alone what it has no use for.
+
+    `options` are those of fsspec. `durable` and `max_concurrency` are those of `CheckpointStore`.
+    """
+
+    options: Mapping[str, Any]
+    durable: bool
+    max_concurrency: int
+
+
 class Upload(ABC):
     """A file being written. It is invisible until `commit`; `discard` leaves no trace.
 
@@ -180,9 +191,9 @@ class Filesystem(ABC):
     """Makes this filesystem again, also in another process. It is a call of `connect`."""
 
     @classmethod
-    def at(cls, url: URL, options: Mapping[str, Any], max_concurrency: int) -> Self:
+    @abstractmethod
+    def at(cls, url: URL, settings: Settings) -> Self:
         """The filesystem at a URL, or `InvalidURLError`. Nothing is read or written yet."""
-        raise NotImplementedError
 
     @property
     def caveat(self) -> str | None:

@@ -20,6 +20,7 @@ from .base import (
     Entry,
     Filesystem,
     Page,
+    Settings,
     Source,
     Stored,
     Upload,
@@ -27,7 +28,7 @@ from .base import (
     page_of,
     write_all,
 )
-from .urls import URL, refuse
+from .urls import URL, check_path, refuse
 
 # These filesystems answer from local copies, which nobody keeps up to date.
 _CACHING = {"blockcache", "cached", "filecache", "simplecache"}
@@ -57,7 +58,8 @@ class GenericFilesystem(Filesystem):
         self.max_concurrency = max_concurrency if is_async else 1
 
     @classmethod
-    def at(cls, url: URL, options: Mapping[str, Any], max_concurrency: int) -> Self:
+    def at(cls, url: URL, settings: Settings) -> Self:
+        check_path(url)
         if url.protocol in _CACHING:
             refuse(url.text, "is a cache, which may be out of date: give the URL of what it caches")
         try:
@@ -75,12 +77,12 @@ class GenericFilesystem(Filesystem):
         plain = f"{url.protocol}://{url.rest}"
         try:
             # The URL itself may say where the server is, such as its host and port.
-            options = {**implementation._get_kwargs_from_urls(plain), **options}
+            options = {**implementation._get_kwargs_from_urls(plain), **settings.options}
             path = str(implementation._strip_protocol(plain)).rstrip("/")
         except Exception:  # noqa: BLE001
             why = f"is not what fsspec expects of a URL with {url.protocol}: correct it"
             refuse(url.text, why)
-        return cls(url.protocol, path, options, max_concurrency=max_concurrency)
+        return cls(url.protocol, path, options, max_concurrency=settings.max_concurrency)
 
     @property
     def _fs(self) -> Any:

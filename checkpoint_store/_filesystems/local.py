@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from ..errors import ContentionError, InvalidNameError
 from .base import (
@@ -22,6 +22,7 @@ from .base import (
     Entry,
     Filesystem,
     Page,
+    Settings,
     Source,
     Stored,
     Upload,
@@ -43,6 +44,7 @@ from .disk import (
 )
 from .locks import under_lock
 from .mounts import caveat_of
+from .urls import URL, refuse_options
 
 if sys.platform != "win32":
     import fcntl
@@ -69,6 +71,11 @@ class LocalFilesystem(Filesystem):
         self.durable = durable
         self._ancestors_synced = False
         self._made_above: list[str] = []
+
+    @classmethod
+    def at(cls, url: URL, settings: Settings) -> Self:
+        refuse_options(url.rest, settings.options)
+        return cls(url.rest, durable=settings.durable)
 
     @cached_property
     def caveat(self) -> str | None:

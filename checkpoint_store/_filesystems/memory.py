@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
 from ..errors import ContentionError
-from .base import Data, Filesystem, Source, Stored, Upload, anything
+from .base import Data, Filesystem, Settings, Source, Stored, Upload, anything
 from .generic import GenericFilesystem
 from .urls import URL, check_path, refuse_options
 
@@ -43,8 +43,8 @@ class MemoryFilesystem(GenericFilesystem):
         self._process = process
 
     @classmethod
-    def at(cls, url: URL, options: Mapping[str, Any], max_concurrency: int) -> Self:  # noqa: ARG003
-        refuse_options(url.text, options)
+    def at(cls, url: URL, settings: Settings) -> Self:
+        refuse_options(url.text, settings.options)
         path = check_path(url)
         return cls(f"/{path}" if path else "")
 

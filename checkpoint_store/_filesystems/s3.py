@@ -11,7 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from ..errors import InvalidURLError
-from .base import SMALL_BYTES, Data, Entry, Page, Source, Stored, Upload, anything, upload_all
+from .base import (
+    SMALL_BYTES,
+    Data,
+    Entry,
+    Page,
+    Settings,
+    Source,
+    Stored,
+    Upload,
+    anything,
+    upload_all,
+)
 from .loop import Awaited, LoopFilesystem
 from .s3_engine import S3Engine
 from .s3_errors import RefusedError
@@ -59,7 +70,7 @@ class S3Filesystem(LoopFilesystem):
         self._engines: dict[int, S3Engine] = {}
 
     @classmethod
-    def at(cls, url: URL, options: Mapping[str, Any], max_concurrency: int) -> Self:
+    def at(cls, url: URL, settings: Settings) -> Self:
         path = check_path(url)
         arn = ARN.match(path)
         bucket = arn[0] if arn else path.partition("/")[0]
@@ -68,7 +79,7 @@ class S3Filesystem(LoopFilesystem):
         prefix = path[len(bucket) + 1 :]
         if len(prefix.encode("utf-8", "surrogatepass")) > MAX_PREFIX_BYTES:
             refuse(url.text, f"is too long: S3 keys leave {MAX_PREFIX_BYTES} bytes for the prefix")
-        return cls(bucket, prefix, options, max_concurrency=max_concurrency)
+        return cls(bucket, prefix, settings.options, max_concurrency=settings.max_concurrency)
 
     @property
     def _engine(self) -> S3Engine:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from ..errors import InvalidURLError
 
+LOCAL = ("file", "local")
 S3 = ("s3", "s3a")
 AZURE = ("abfs", "abfss", "az")
 GOOGLE = ("gs", "gcs")
@@ -100,7 +101,11 @@ def split(text: str) -> URL:
     is_container = scheme in AZURE and _CONTAINER.match(rest[2:])
     if _USERINFO.match(checked[2:]) and not is_container:
         refuse(text, "holds a user name or password: give them in storage_options")
-    return URL(text, scheme, rest[2:])
+    if scheme not in LOCAL:
+        return URL(text, scheme, rest[2:])
+    if not os.path.isabs(rest[2:]):
+        refuse(text, "is not absolute: write file:///…, or the path alone")
+    return URL(text, scheme, os.path.normpath(rest[2:]))
 
 
 def check_path(url: URL) -> str:
