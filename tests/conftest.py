@@ -1,20 +1,18 @@
+"""The fixtures that several test modules use, and what pytest does with all of them."""
+
 from __future__ import annotations
 
 import os
 import secrets
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from hypothesis import HealthCheck, settings
 
-from . import servers
+from .harness import servers
+from .harness.buckets import Bucket, s3_client
 
 # A slow machine is no fault.
 settings.register_profile("slow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -49,37 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.name.startswith("test_every_history_goes"))
 
 
-@dataclass
-class Bucket:
-    """A fresh bucket, what a store needs to reach it, and boto3 to look at it by another way."""
-
-    endpoint: str
-    name: str
-    client: Any
-
-    @property
-    def storage_options(self) -> dict[str, Any]:
-        return self.options(self.endpoint)
-
-    def options(self, endpoint: str) -> dict[str, Any]:
-        return {
-            "key": "test",
-            "secret": "test-secret",
-            "endpoint_url": endpoint,
-            "client_kwargs": {"region_name": "us-east-1"},
-        }
-
-    def put(self, key: str, data: bytes) -> None:
-        self.client.put_object(Bucket=self.name, Key=key, Body=data)
-
-    def get(self, key: str) -> bytes:
-        return bytes(self.client.get_object(Bucket=self.name, Key=key)["Body"].read())
-
-    def keys(self) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
-        return [item["Key"] for page in pages for item in page.get("Contents", ())]
-
-
 @pytest.fixture(scope="session")
 def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.moto_server(tmp_path_factory.mktemp("moto")) as endpoint:
@@ -104,18 +71,6 @@ def bucket(s3_server: str, no_aws_environment: None) -> Bucket:  # noqa: ARG001
     made = Bucket(s3_server, f"bucket-{secrets.token_hex(8)}", s3_client(s3_server))
     made.client.create_bucket(Bucket=made.name)
     return made
-
-
-@cache
-def s3_client(endpoint: str) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id="test",
-        aws_secret_access_key="test-secret",
-        region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, max_pool_connections=32),
-    )
 
 
 @pytest.fixture

@@ -50,8 +50,15 @@ from checkpoint_store import (
 from checkpoint_store._filesystems.s3 import S3Filesystem
 from checkpoint_store._record import decode_record, encode_record
 
-from . import backends
-from .backends import HOSTILE_NAMES, RECORD, SIBLINGS, TOO_LONG_NAMES, UNUSABLE_NAMES, Untouchable
+from .harness import backends
+from .harness.backends import (
+    HOSTILE_NAMES,
+    RECORD,
+    SIBLINGS,
+    TOO_LONG_NAMES,
+    UNUSABLE_NAMES,
+    Untouchable,
+)
 
 backend = backends.backend
 

@@ -28,9 +28,9 @@ from checkpoint_store import CheckpointNotFoundError, StorageError, plan, resume
 from checkpoint_store._command.command import main
 
 from . import test_contract as contract
-from .backends import RECORD, Backend
-from .servers import Proxy, Request, Response, _free_port
-from .test_main import CONDITIONAL, UNCONDITIONAL, failed, marks, rows
+from .harness.backends import RECORD, Backend
+from .harness.command import CONDITIONAL, UNCONDITIONAL, failed, marks, rows
+from .harness.servers import Proxy, Request, Response, _free_port
 
 if not (find_spec("adlfs") or find_spec("gcsfs")):
     pytest.skip("neither adlfs nor gcsfs is installed", allow_module_level=True)

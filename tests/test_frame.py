@@ -10,7 +10,6 @@ import os
 import struct
 import subprocess
 import sys
-import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +41,8 @@ from checkpoint_store.errors import (
     UnsupportedFormatError,
     storage_errors,
 )
+
+from .harness.memory import measured
 
 HEADER = Header("orders", "Load", "a1b2c3d4e5f60718", inputs="v1", serializer="json", text=True)
 PAYLOAD = b'{"total": 42}\n\x00\xff'
@@ -893,18 +894,6 @@ class Sink(FakeUpload):
 
     def commit(self) -> None:
         self.published = b""
-
-
-@contextmanager
-def measured(limit: int) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak - before <= limit
 
 
 def test_reading_a_stream_of_64_mib_takes_less_than_16() -> None:

@@ -24,7 +24,7 @@ from checkpoint_store import (
 )
 
 from . import test_contract as contract
-from .backends import RECORD, Backend, GenericBackend, PlainFileSystem
+from .harness.backends import RECORD, Backend, GenericBackend, PlainFileSystem
 
 INPUTS = {"day": "2026-11-23"}
 

@@ -33,7 +33,7 @@ from checkpoint_store._filesystems import disk, local, locks
 from checkpoint_store._filesystems.locks import LOCKS, lock_name
 from checkpoint_store._names import encode_name
 
-from .backends import RECORD
+from .harness.backends import RECORD
 
 INPUTS = {"day": "2026-11-23"}
 OTHER_INPUTS = {"day": "2026-11-24"}

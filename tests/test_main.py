@@ -25,21 +25,9 @@ from checkpoint_store._command.command import main
 from checkpoint_store._filesystems import memory
 from checkpoint_store._filesystems.base import Page
 
-from .conftest import Bucket
-from .servers import Proxy, Request, Response, error
-
-CANARY = "canary-of-a-secret"
-CONDITIONAL = {"exclusive create", "compare-and-swap", "no lost update"}
-UNCONDITIONAL = {
-    "missing is missing",
-    "read after write",
-    "list after write",
-    "list after delete",
-    "whole reads",
-    "large streams",
-    "sibling-safe clear",
-    "durable publish",
-}
+from .harness.buckets import Bucket
+from .harness.command import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, rows, s3_arguments
+from .harness.servers import Proxy, Request, Response, error
 
 NOT_TRIED = {"durable publish"}
 
@@ -48,35 +36,6 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes as on POSI
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "checkpoint_store", *arguments]
-
-
-def marks(output: str) -> dict[str, str]:
-    """What each promise came to: ok, FAIL or --."""
-    found = re.findall(r"^  (ok|FAIL|--) +[\d,]+ ms  (.{19}) \S", output, re.MULTILINE)
-    return {promise.strip(): mark for mark, promise in found}
-
-
-def failed(output: str) -> set[str]:
-    return {promise for promise, mark in marks(output).items() if mark == "FAIL"}
-
-
-def rows(output: str) -> list[list[str]]:
-    """The table of the demonstration: orders, policy, three steps, revenue, and the decision."""
-    return [
-        re.split(r"\s+", line.strip(), maxsplit=7)
-        for line in output.splitlines()
-        if re.match(r"  5,\d\d0 ", line)
-    ]
-
-
-def s3_arguments(bucket: Bucket, endpoint: str = "") -> list[str]:
-    return [
-        f"s3://{bucket.name}/deep/prefix",
-        "--storage-option=key=test",
-        f"--storage-option=secret={CANARY}",
-        f"--storage-option=endpoint_url={endpoint or bucket.endpoint}",
-        '--storage-option=client_kwargs={"region_name": "us-east-1"}',
-    ]
 
 
 @pytest.fixture(autouse=True)

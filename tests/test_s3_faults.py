@@ -36,9 +36,9 @@ from checkpoint_store import (
 from checkpoint_store._filesystems import s3_transfers
 from checkpoint_store._protocol import TRIES
 
-from .backends import s3_client
-from .faults import READS, RECORD_WRITES, FaultProxy, Injection, Kind, kind_of
-from .servers import Request, Response, error
+from .harness.backends import s3_client
+from .harness.faults import READS, RECORD_WRITES, FaultProxy, Injection, Kind, kind_of
+from .harness.servers import Request, Response, error
 
 pytestmark = pytest.mark.slow
 

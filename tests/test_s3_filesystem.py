@@ -31,9 +31,9 @@ from checkpoint_store._filesystems.base import SMALL_BYTES, Entry, Filesystem, P
 from checkpoint_store._filesystems.s3 import S3Filesystem
 from checkpoint_store._steps import drive, list_all
 
-from .conftest import Bucket
-from .faults import Unordered
-from .servers import Proxy, Request, Response, error
+from .harness.buckets import Bucket
+from .harness.faults import Unordered
+from .harness.servers import Proxy, Request, Response, error
 
 MiB = 1024**2
 ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}

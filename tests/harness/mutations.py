@@ -1,6 +1,6 @@
 """Removes one guard of the package at a time, and shows that a test notices.
 
-    python tests/mutations.py [NAME ...]
+    python -m tests.harness.mutations [NAME ...]
 
 Each mutation is applied to a copy of the package, and the tests named with it are run against that
 copy. A mutation that they survive is a guard that nothing checks, and the exit status is then 1.
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Mutation(NamedTuple):
