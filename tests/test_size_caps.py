@@ -51,7 +51,6 @@ BOUNDED = 64 * MIB
 """The end of what has none, so that a test which fails does not exhaust the machine."""
 
 INPUTS = {"day": 1}
-backend = backends.backend
 
 
 def sparse(path: Path, size: int, head: bytes = b"") -> None:

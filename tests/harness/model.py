@@ -34,9 +34,6 @@ INPUTS = ({"day": 1}, {"day": 2}, {"day": "1"}, {"day": 1, "zone": None})
 FINGERPRINTS = (*map(fingerprint, INPUTS), "v1", "V1")
 
 
-# The model
-
-
 class RefusedError(Exception):
     """The model's word for an exception of the library's, whose type is one of its arguments."""
 

@@ -86,17 +86,17 @@ MUTATIONS = {
     with storage_errors(f"clearing workflow""",
             ),
         ),
-        "test_contract.py",
+        "test_nobody_elses.py",
         "clear and memory",
     ),
     "collecting deletes without a record": one(
         PROTOCOL, "record is None and not cleared", "False", CRASHES, "without_a_record"
     ),
     "collecting deletes the base": one(
-        PROTOCOL, "(record.token, record.base)", "(record.token,)", "test_contract.py", "memory"
+        PROTOCOL, "(record.token, record.base)", "(record.token,)", "test_nothing_lost.py", "memory"
     ),
     "partial deletes are not raised": one(
-        PROTOCOL, "    if failures:\n", "    if False:\n", "test_contract.py", "memory"
+        PROTOCOL, "    if failures:\n", "    if False:\n", "test_never_silent.py", "memory"
     ),
     "the second question about conditions is not asked": one(
         PROTOCOL,

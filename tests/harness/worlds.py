@@ -15,8 +15,6 @@ from checkpoint_store._filesystems.generic import GenericFilesystem
 
 from .taps import Tap, Tapped
 
-# Where it happens
-
 
 class World(ABC):
     """Some storage, looked at by another way than the library's."""
