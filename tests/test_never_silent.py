@@ -42,7 +42,6 @@ from .harness import backends
 from .harness.backends import EMULATORS, TOO_LONG_NAMES, UNUSABLE_NAMES, Untouchable, also_on
 from .harness.contract import INPUTS, OTHER_INPUTS, POLICIES, untouchable
 
-
 # Arguments
 
 
