@@ -29,9 +29,9 @@ from checkpoint_store._filesystems import memory
 from checkpoint_store._filesystems.base import Stored
 from checkpoint_store._filesystems.local import LocalFilesystem
 
-from .conftest import Bucket
-from .servers import Proxy, Request, Response, error
-from .test_main import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, s3_arguments
+from .harness.buckets import Bucket
+from .harness.command import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, s3_arguments
+from .harness.servers import Proxy, Request, Response, error
 
 ministack = pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
 NEED_A_RECORD = UNCONDITIONAL - {"durable publish"}

@@ -42,7 +42,7 @@ from checkpoint_store._frame import Header, encode_frame
 from checkpoint_store._protocol import read_record
 from checkpoint_store._steps import drive
 
-from .local_faults import (
+from .harness.local_faults import (
     BY_NAME,
     Call,
     Ending,
@@ -54,7 +54,8 @@ from .local_faults import (
     templates,
     why_not_traced,
 )
-from .test_crashes import WORKFLOW, LocalWorld, Operation, check_after_fault
+from .harness.operations import WORKFLOW, Operation, check_after_fault
+from .harness.worlds import LocalWorld
 
 __all__ = ["folder", "forker", "templates"]  # Fixtures.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .mutations import MUTATIONS, ROOT, mutated
+from .harness.mutations import MUTATIONS, ROOT, mutated
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "checkpoint_store").exists(), reason="needs the package's source beside the tests"

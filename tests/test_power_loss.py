@@ -32,8 +32,19 @@ from checkpoint_store import CheckpointStoreError, Run, resume
 from checkpoint_store._protocol import read_record
 from checkpoint_store._steps import drive
 
-from .local_faults import BY_NAME, Ending, Event, Forker, Hurt, Templates, folder, forker, templates
-from .test_crashes import WORKFLOW, LocalWorld, Operation, check_after_fault, found_by
+from .harness.local_faults import (
+    BY_NAME,
+    Ending,
+    Event,
+    Forker,
+    Hurt,
+    Templates,
+    folder,
+    forker,
+    templates,
+)
+from .harness.operations import WORKFLOW, Operation, check_after_fault, found_by
+from .harness.worlds import LocalWorld
 
 __all__ = ["folder", "forker", "templates"]  # Fixtures.
 

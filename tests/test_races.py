@@ -14,8 +14,8 @@ import pytest
 from checkpoint_store import CheckpointStore
 from checkpoint_store._filesystems.local import LocalFilesystem
 
-from .backends import make_backend
-from .races import Call, judge_checkpoints, judge_record, race_once, racers
+from .harness.backends import make_backend
+from .harness.races import Call, judge_checkpoints, judge_record, race_once, racers
 
 pytestmark = pytest.mark.filterwarnings(
     # Python 3.12 and later say so of every fork beside a thread.

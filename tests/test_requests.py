@@ -19,8 +19,8 @@ from checkpoint_store import CheckpointStore, InputChangedError, Run, plan, resu
 from checkpoint_store._filesystems.base import Entry, Page
 from checkpoint_store._protocol import PAGES_AT_ONCE
 
-from . import servers
-from .backends import MotoBackend
+from .harness import servers
+from .harness.backends import MotoBackend
 
 pytestmark = [pytest.mark.usefixtures("no_aws_environment"), pytest.mark.slow]
 

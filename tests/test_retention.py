@@ -14,10 +14,7 @@ from fsspec.callbacks import Callback
 from checkpoint_store import CheckpointStore, StorageError, _store, resume
 from checkpoint_store._filesystems.base import Entry, Page
 
-from . import backends
-from .backends import SIBLINGS, Backend
-
-backend = backends.backend
+from .harness.backends import SIBLINGS, Backend
 
 A_DAY = timedelta(days=1)
 

@@ -20,9 +20,9 @@ from botocore.config import Config
 from checkpoint_store import CheckpointStore, StorageError, resume
 from checkpoint_store._filesystems.s3 import S3Filesystem
 
-from .conftest import Bucket
-from .faults import Kind, kind_of
-from .servers import Proxy, Request, Response, error
+from .harness.buckets import Bucket
+from .harness.faults import Kind, kind_of
+from .harness.servers import Proxy, Request, Response, error
 
 MiB = 1024**2
 

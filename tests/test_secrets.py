@@ -29,9 +29,9 @@ import pytest
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Run, plan, resume
 from checkpoint_store._command.command import main
 
-from .backends import GenericBackend, MotoBackend, PlainFileSystem
-from .faults import STATUSES, FaultProxy, Kind, kind_of
-from .servers import Request, Response, error
+from .harness.backends import GenericBackend, MotoBackend, PlainFileSystem
+from .harness.faults import STATUSES, FaultProxy, Kind, kind_of
+from .harness.servers import Request, Response, error
 
 pytestmark = [pytest.mark.usefixtures("no_aws_environment"), pytest.mark.slow]
 

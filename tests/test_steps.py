@@ -20,10 +20,7 @@ from checkpoint_store._frame import Header, decode_frame, encode_frame
 from checkpoint_store._protocol import read_record
 from checkpoint_store._steps import Each, Pause, Steps, adrive, call, drive, gather, list_all
 
-from . import backends
-from .backends import Backend, LocalBackend, MemoryBackend, S3Backend
-
-backend = backends.backend
+from .harness.backends import Backend, LocalBackend, MemoryBackend, S3Backend
 
 
 class FailedError(Exception):

@@ -1,6 +1,6 @@
 """Removes one guard of the package at a time, and shows that a test notices.
 
-    python tests/mutations.py [NAME ...]
+    python -m tests.harness.mutations [NAME ...]
 
 Each mutation is applied to a copy of the package, and the tests named with it are run against that
 copy. A mutation that they survive is a guard that nothing checks, and the exit status is then 1.
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Mutation(NamedTuple):
@@ -33,12 +33,11 @@ def one(file: str, old: str, new: str, tests: str, only: str = "") -> Mutation:
 
 PROTOCOL, RECORD, FRAME, RUN = "_protocol.py", "_record.py", "_frame.py", "_run.py"
 LOCAL, LOCKS, S3 = "_filesystems/local.py", "_filesystems/locks.py", "_filesystems/s3.py"
-STREAMS, S3_SERVERS = "test_streams.py", "test_s3_servers.py"
-CRASHES, LOCAL_TESTS, S3_TESTS = (
-    "test_crashes.py",
-    "test_local_filesystem.py",
-    "test_s3_filesystem.py",
-)
+CRASHES, STREAMS, FRAME_STREAMS = "test_crashes.py", "test_streams.py", "test_frame_streams.py"
+LOCAL_TESTS, LOCAL_WRITES = "test_local_filesystem.py", "test_local_writes.py"
+LOCAL_DISKS = "test_local_disks.py"
+S3_TESTS, S3_CONDITIONS = "test_s3_filesystem.py", "test_s3_conditions.py"
+S3_STREAMS, S3_SERVERS = "test_s3_streams.py", "test_s3_servers.py"
 
 MUTATIONS = {
     "a lost reply is not recognised by its nonce": one(
@@ -86,23 +85,23 @@ MUTATIONS = {
     with storage_errors(f"clearing workflow""",
             ),
         ),
-        "test_contract.py",
+        "test_nobody_elses.py",
         "clear and memory",
     ),
     "collecting deletes without a record": one(
         PROTOCOL, "record is None and not cleared", "False", CRASHES, "without_a_record"
     ),
     "collecting deletes the base": one(
-        PROTOCOL, "(record.token, record.base)", "(record.token,)", "test_contract.py", "memory"
+        PROTOCOL, "(record.token, record.base)", "(record.token,)", "test_nothing_lost.py", "memory"
     ),
     "partial deletes are not raised": one(
-        PROTOCOL, "    if failures:\n", "    if False:\n", "test_contract.py", "memory"
+        PROTOCOL, "    if failures:\n", "    if False:\n", "test_never_silent.py", "memory"
     ),
     "the second question about conditions is not asked": one(
         PROTOCOL,
         "accepted and filesystem.conditional_writes is None",
         "False",
-        S3_TESTS,
+        S3_CONDITIONS,
         "ignores_conditions and ministack",
     ),
     "a mixture counts as the inputs": one(
@@ -145,11 +144,11 @@ MUTATIONS = {
         FRAME,
         "        if kind is not None:\n",
         "        if False:\n",
-        "test_frame.py",
+        FRAME_STREAMS,
         "error_in_the",
     ),
     "a failed write is not final": one(
-        FRAME, '            self._lose("a write failed")\n', "", "test_frame.py", "failed_write"
+        FRAME, '            self._lose("a write failed")\n', "", FRAME_STREAMS, "failed_write"
     ),
     "the newer checkpoint is deleted first": one(
         RUN,
@@ -196,10 +195,10 @@ MUTATIONS = {
         "_filesystems/__init__.py", "arn[0] if arn else parts[0]", "parts[0]", "test_urls.py", "arn"
     ),
     "a file is not synced": one(
-        LOCAL, "            os.fsync(self._descriptor)\n", "            pass\n", LOCAL_TESTS
+        LOCAL, "            os.fsync(self._descriptor)\n", "            pass\n", LOCAL_WRITES
     ),
     "a folder is not synced": one(
-        LOCAL, "                os.fsync(descriptor)\n", "                pass\n", LOCAL_TESTS
+        LOCAL, "                os.fsync(descriptor)\n", "                pass\n", LOCAL_WRITES
     ),
     "a swap does not compare": one(
         LOCAL,
@@ -219,18 +218,18 @@ MUTATIONS = {
         LOCAL,
         "        self._place = _link if create else os.replace\n",
         "        self._place = os.replace\n",
-        LOCAL_TESTS,
+        LOCAL_WRITES,
         "past_the_lock",
     ),
     "a failed link replaces what is there": one(
         LOCAL,
         "isinstance(error, FileExistsError) or os.path.lexists(path)",
         "isinstance(error, FileExistsError)",
-        LOCAL_TESTS,
+        LOCAL_WRITES,
         "whatever_the_error",
     ),
     "a link of its own counts as another's": one(
-        LOCAL, "st_nlink == 2", "st_nlink == 0", LOCAL_TESTS, "reply_was_lost"
+        LOCAL, "st_nlink == 2", "st_nlink == 0", LOCAL_WRITES, "reply_was_lost"
     ),
     "a thread waits for its own lock": one(
         LOCKS, "    if mine in _at_work:\n", "    if False:\n", "test_locks.py"
@@ -280,7 +279,7 @@ MUTATIONS = {
         LOCAL,
         "if self._folds_case and os.path.lexists(path)",
         "if False and os.path.lexists(path)",
-        LOCAL_TESTS,
+        LOCAL_DISKS,
         "folds_case",
     ),
     "denied counts as missing": one(
@@ -297,7 +296,7 @@ MUTATIONS = {
         S3,
         "        return not refused\n",
         "        return True\n",
-        S3_TESTS,
+        S3_CONDITIONS,
         "swap and ministack",
     ),
     "a reply without an ETag is a version": one(
@@ -307,11 +306,11 @@ MUTATIONS = {
         S3,
         '"abort_multipart_upload", Key=self._key',
         '"list_parts", Key=self._key',
-        S3_TESTS,
+        S3_STREAMS,
         "ministack",
     ),
     "requests go on for ever": one(
-        S3, '"total_max_attempts": 5', '"total_max_attempts": 9', S3_TESTS, "busy"
+        S3, '"total_max_attempts": 5', '"total_max_attempts": 9', S3_CONDITIONS, "busy"
     ),
     "a redirect is followed without an end": one(
         S3,

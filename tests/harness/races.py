@@ -1,8 +1,8 @@
 """Processes that race for one workflow, and a judge of what they were told.
 
-    python -m tests.races                         50 seeds of 200 operations, on local disk and S3
-    python -m tests.races --url s3 --seeds 5      fewer, on one of them
-    python -m tests.races --url s3://bucket/new   where there is nothing yet
+    python -m tests.harness.races                         50 seeds of 200 calls, on a disk and S3
+    python -m tests.harness.races --url s3 --seeds 5      fewer, on one of them
+    python -m tests.harness.races --url s3://bucket/new   where there is nothing yet
 
 Each seed is three races of 8 processes, all released at once:
 
@@ -456,12 +456,12 @@ def storage(url: str) -> Iterator[CheckpointStore]:
         yield stack.enter_context(store)
 
 
-CACHE = Path(__file__).parent.parent / ".pytest_cache/d/ministack"
+CACHE = Path(__file__).parents[2] / ".pytest_cache/d/ministack"
 """Where pytest keeps it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.races")
+    parser = argparse.ArgumentParser(prog="python -m tests.harness.races")
     parser.add_argument("--url", action="append", help="local, s3 (a server of its own), or a URL")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--operations", type=int, default=200)

@@ -32,12 +32,11 @@ import pytest
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Run, resume
 from checkpoint_store._filesystems import base, locks
 
-from .test_crashes import (
+from .operations import (
     NEW,
     OLD,
     OPERATIONS,
     WORKFLOW,
-    LocalWorld,
     Operation,
     computed,
     nothing,
@@ -45,6 +44,7 @@ from .test_crashes import (
     perform,
     prepared,
 )
+from .worlds import LocalWorld
 
 PATIENCE = 60
 """Seconds after which a child that waits for something is ended, and its test fails."""
@@ -146,7 +146,7 @@ class Forker:
         self._errors = errors
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", f"import {__name__} as it; it.main()"],
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
