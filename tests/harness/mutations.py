@@ -41,6 +41,9 @@ LOCAL_DISKS = "test_local_disks.py"
 S3_TESTS, S3_CONDITIONS = "test_s3_filesystem.py", "test_s3_conditions.py"
 S3_STREAMS, S3_SERVERS = "test_s3_streams.py", "test_s3_servers.py"
 
+DETACH = "    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)\n"
+"""The line with which a clear begins."""
+
 MUTATIONS = {
     "a lost reply is not recognised by its nonce": one(
         PROTOCOL, "found.nonce in sent", "found.nonce in ()", CRASHES, "reply_was_lost"
@@ -77,14 +80,10 @@ MUTATIONS = {
     "a clear deletes the record last": Mutation(
         PROTOCOL,
         (
-            (
-                "    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)\n",
-                "    removed = yield from collect(workflow_id, progress, cleared=True)\n",
-            ),
+            (DETACH, "    removed = yield from collect(workflow_id, progress, cleared=True)\n"),
             (
                 "    return (yield from collect(workflow_id, progress, cleared=True))\n",
-                "    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)\n"
-                "    return removed\n",
+                DETACH + "    return removed\n",
             ),
         ),
         "test_nobody_elses.py",
