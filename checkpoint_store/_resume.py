@@ -12,7 +12,7 @@ from ._policy import Decision, Found, Policy, check_policy, decide, resumed
 from ._progress import Progress
 from ._record import check_fingerprint
 from ._run import Run
-from ._steps import drive
+from ._steps import Steps, drive
 from ._store import CheckpointStore
 from .errors import CheckpointStoreError, CorruptRecordError
 
@@ -67,19 +67,28 @@ def resume(
     _check_store(store)
     policy = check_policy(on_input_change)
     current, digests = _fingerprint(inputs, fingerprint, ignore)
-    filesystem = store._filesystem
-    found, record, decision = drive(
-        filesystem,
-        _protocol.change_record(
-            filesystem,
-            workflow_id,
-            lambda found: resumed(found, workflow_id, current, digests, policy),
-        ),
+    steps = resuming(store, workflow_id, current, digests, policy)
+    return drive(store._filesystem, steps)
+
+
+def resuming(
+    store: CheckpointStore,
+    workflow_id: str,
+    current: str,
+    digests: Mapping[str, str] | None,
+    policy: Policy,
+) -> Steps[Run]:
+    """Resumes a workflow with inputs whose fingerprint is `current`, made of these digests."""
+    found, record, decision = yield from _protocol.change_record(
+        store._filesystem,
+        workflow_id,
+        lambda found: resumed(found, workflow_id, current, digests, policy),
     )
     _log(workflow_id, found, decision)
+    run = store._bind(record, current, decision)
     if decision.action == "reset":
         try:
-            drive(filesystem, _protocol.collect(workflow_id, Progress(None)))
+            yield from _protocol.collect(workflow_id, Progress(None))
         except CheckpointStoreError as error:
             logger.warning(
                 "workflow %r was reset, but its old files are still there, out of reach; "
@@ -88,7 +97,7 @@ def resume(
                 workflow_id,
                 error,
             )
-    return store._bind(record, current, decision)
+    return run
 
 
 @overload
