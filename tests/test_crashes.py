@@ -1,9 +1,7 @@
 """Every operation fails at every one of its steps, and is overtaken at every one by another.
 
-Each checkpoint says in its bytes which inputs it was computed from. So whatever happened, a new
-store can be asked three questions. Is anything returned to a strict run that other inputs made
-(never stale)? Is a write missing that returned (nothing lost)? Has a sibling changed by a byte
-(nobody else's)?
+The operations are those of `harness.operations`, and so are the three questions that are asked
+afterwards: is anything stale, lost, or changed that belongs to somebody else?
 """
 
 from __future__ import annotations

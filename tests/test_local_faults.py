@@ -2,7 +2,7 @@
 
 Each operation is performed by a child process, in which one system call after the other fails: the
 process is killed before it, or the call returns an error. Afterwards the questions of
-`test_crashes` are asked: is anything stale, lost, or changed that belongs to somebody else?
+`harness.operations` are asked: is anything stale, lost, or changed that belongs to somebody else?
 
 By default a process is killed only before calls that change something, and calls that only look at
 something fail with EIO alone. With `CHECKPOINT_STORE_HEAVY=1` in the environment, every fault that

@@ -1,4 +1,4 @@
-"""The guards of `mutations.py` are where it looks for them."""
+"""The guards that `harness.mutations` removes are where it looks for them."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 A killed process cannot show that a sync is missing: what it wrote stays. So each operation is
 performed once while its changes of the disk are recorded. From every prefix of that record all
-disks are made that a power failure could leave behind, and the questions of `test_crashes` are
-asked of each.
+disks are made that a power failure could leave behind, and the questions of `harness.operations`
+are asked of each.
 
 A disk is allowed to be as bad as POSIX permits. Of a file that was not synced there may be nothing,
 any part, or zeros. Each name in a folder that was not synced is as it was when it last was, or as

@@ -3,7 +3,8 @@
 Two processes resume, run, write, read, delete, collect and clear workflows whose names are siblings
 and affixes of each other. Files are damaged, exchanged and lost by another way than the library's.
 Any step may fail at any of its primitives, as in `test_crashes`: before it takes effect, after it
-with the reply lost, for ever, or with the end of the process, which is then opened anew.
+with the reply lost, for ever, or with the end of the process, which is then opened anew. The steps
+are in `harness.histories`, the model in `harness.model`.
 
 The model is exact. A step must return or raise what the model does, and leave exactly the files
 that the model holds, all others as they were to the byte. Only after a fault each file may be as

@@ -1,4 +1,7 @@
-"""Random histories of a few workflows, each step of which is compared with the model."""
+"""Random histories of a few workflows, each step of which is compared with the model.
+
+`test_stateful` runs them, and says what they may and may not do.
+"""
 
 from __future__ import annotations
 
