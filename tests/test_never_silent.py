@@ -40,7 +40,7 @@ from checkpoint_store._filesystems.s3 import S3Filesystem
 
 from .harness import backends
 from .harness.backends import EMULATORS, TOO_LONG_NAMES, UNUSABLE_NAMES, Untouchable, also_on
-from .harness.contract import INPUTS, OTHER_INPUTS, POLICIES, untouchable
+from .harness.contract import INPUTS, OTHER_INPUTS, POLICIES, refuse_to_delete, untouchable
 
 # Arguments
 
@@ -120,15 +120,9 @@ def test_several_checkpoints_are_given_as_a_dict_and_asked_for_as_a_collection(r
 def test_an_incomplete_clear_names_what_remains_and_why(
     store: CheckpointStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delete = store._filesystem.delete
-
-    def refuse_b(keys: list[str]) -> dict[str, str]:
-        kept = {key: "not allowed" for key in keys if "/b@" in key}
-        return kept | delete([key for key in keys if key not in kept])
-
     run.write_many({"a": b"1", "b": b"2", "c": b"3"})
     with monkeypatch.context() as patch:
-        patch.setattr(store._filesystem, "delete", refuse_b)
+        refuse_to_delete(patch, store._filesystem, lambda key: "/b@" in key)
         with pytest.raises(IncompleteClearError, match="not allowed") as caught:
             store.clear("wf")
     [(key, reason)] = caught.value.failures.items()

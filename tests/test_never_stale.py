@@ -36,6 +36,7 @@ from .harness.contract import (
     newer,
     no_record,
     other_inputs,
+    refuse_to_delete,
     same_inputs,
     without_fingerprint,
 )
@@ -184,12 +185,9 @@ def test_a_reset_whose_collecting_fails_has_happened(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def refuse(keys: list[str]) -> dict[str, str]:
-        return dict.fromkeys(keys, "not allowed")
-
     run.write("task", b"old")
     with monkeypatch.context() as patch:
-        patch.setattr(store._filesystem, "delete", refuse)
+        refuse_to_delete(patch, store._filesystem, lambda _: True)
         new = resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
     assert key_of(run, "task") in backend.files()
     assert new.tasks() == set()

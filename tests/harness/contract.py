@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+
+import pytest
 
 from checkpoint_store import CheckpointStore, Run, fingerprint, resume
+from checkpoint_store._filesystems.base import Filesystem
+from checkpoint_store._filesystems.loop import LoopFilesystem
 
 from . import backends
 from .backends import RECORD, Untouchable
@@ -68,3 +73,29 @@ def newer(backend: backends.Backend, store: CheckpointStore) -> None:
 
 def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def refuse_to_delete(
+    patch: pytest.MonkeyPatch, filesystem: Filesystem, refused: Callable[[str], bool]
+) -> None:
+    """Makes the storage keep the keys that `refused` picks, with a reason."""
+    delete = filesystem.delete
+
+    def split(keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+        kept = {key: "not allowed" for key in keys if refused(key)}
+        return kept, [key for key in keys if key not in kept]
+
+    def delete_others(keys: Sequence[str]) -> dict[str, str]:
+        kept, others = split(keys)
+        return kept | delete(others)
+
+    if not isinstance(filesystem, LoopFilesystem):
+        patch.setattr(filesystem, "delete", delete_others)
+        return
+    adelete = filesystem.adelete
+
+    async def adelete_others(keys: Sequence[str]) -> dict[str, str]:
+        kept, others = split(keys)
+        return kept | await adelete(others)
+
+    patch.setattr(filesystem, "adelete", adelete_others)
