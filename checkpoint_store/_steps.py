@@ -156,6 +156,8 @@ def _each(filesystem: Filesystem, each: Each) -> None:
         return
     from ._filesystems.loop import emitted
 
+    filesystem = filesystem.connected()
+
     def work(emit: Callable[[tuple[int, Any]], None]) -> Coroutine[Any, Any, None]:
         return _aeach(filesystem, each, lambda index, outcome: emit((index, outcome)))
 

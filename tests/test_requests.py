@@ -311,7 +311,7 @@ def test_no_more_pages_than_are_meant_to_be_are_listed_ahead(
     monkeypatch.setattr(store._filesystem, "delete", delete)
     monkeypatch.setattr(store._filesystem, "detach", lambda *_: None)
     assert store.clear("wf") == 40
-    assert max(ahead) == 2 * PAGES_AT_ONCE  # Those that are deleted, and the next.
+    assert max(ahead) == PAGES_AT_ONCE  # In memory one thing is done at a time.
 
 
 def test_collecting_deletes_once_a_page(

@@ -298,6 +298,10 @@ class Filesystem(ABC):
                 raise OSError(f"{key}: {reason}")
             page = self.list_files(folder, page.more) if page.more else Page([])
 
+    def connected(self) -> Self:
+        """This filesystem for a single operation, which opens no connection after it was closed."""
+        return self
+
     async def perform(self, verb: str, arguments: Sequence[Any]) -> Any:
         """What a verb returns, awaited from any event loop."""
         return await self.in_thread(getattr(self, verb), *arguments)

@@ -88,11 +88,16 @@ class S3Filesystem(LoopFilesystem):
             process, S3Engine(self._bucket, self._options)
         )
 
+    def connected(self) -> Self:
+        kept = object.__new__(type(self))  # A copy would be made as a pickle is.
+        vars(kept).update(vars(self), _engines={os.getpid(): self._engine})
+        return kept
+
     # The engine is made in the thread of the caller, because s3fs cannot be made on its own loop.
     # So these are no `async def`: only what they return runs on the loop.
 
     def aread(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> Awaited[bytes]:
-        return _data(self._engine.get(self._root + key, is_wanted=is_wanted))
+        return self._read(self._engine, key, is_wanted)
 
     def aread_small(self, key: str) -> Awaited[Stored]:
         return self._read_small(self._engine, key)
@@ -122,6 +127,9 @@ class S3Filesystem(LoopFilesystem):
 
     def open_write(self, key: str) -> Upload:
         return MultipartUpload(self._engine, self._root + key)
+
+    async def _read(self, engine: S3Engine, key: str, is_wanted: Callable[[bytes], bool]) -> bytes:
+        return (await engine.get(self._root + key, is_wanted=is_wanted)).data
 
     async def _write(self, engine: S3Engine, key: str, parts: Sequence[Data]) -> None:
         if sum(map(len, parts)) <= _PUT_BYTES:
@@ -202,10 +210,6 @@ class S3Filesystem(LoopFilesystem):
         engine = self._engines.pop(os.getpid(), None)
         if engine:
             engine.close()
-
-
-async def _data(stored: Awaited[Stored]) -> bytes:
-    return (await stored).data
 
 
 def _bare(version: Stored) -> str:
