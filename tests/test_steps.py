@@ -16,6 +16,7 @@ import pytest
 from checkpoint_store import CheckpointNotFoundError, CheckpointStore, StorageError, resume
 from checkpoint_store._checkpoints import read, write
 from checkpoint_store._filesystems.base import Filesystem
+from checkpoint_store._filesystems.loop import LoopFilesystem
 from checkpoint_store._frame import Header, decode_frame, encode_frame
 from checkpoint_store._protocol import read_record
 from checkpoint_store._steps import Each, Pause, Steps, adrive, call, drive, gather, list_all
@@ -143,6 +144,12 @@ def test_each_outcome_is_told_once_with_its_position(
         isinstance(outcome, LookupError) if index % 2 else outcome == index
         for index, outcome in outcomes.items()
     )
+
+
+def test_every_verb_can_be_awaited() -> None:
+    verbs = {*Filesystem.__abstractmethods__, "list_leftovers", "detach"} - {"at"}
+    assert verbs >= {"read", "swap", "open_write"}
+    assert [verb for verb in verbs if not hasattr(LoopFilesystem, f"a{verb}")] == []
 
 
 class Slow(Filesystem):

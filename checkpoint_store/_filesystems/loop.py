@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import fsspec.asyn
 
-from .base import Data, Entry, Filesystem, Page, Source, Stored, anything
+from .base import Data, Entry, Filesystem, Page, Source, Stored, Upload, anything
 
 _T = TypeVar("_T")
 Awaited = Coroutine[Any, Any, _T]
@@ -118,6 +118,9 @@ class LoopFilesystem(Filesystem):
 
     def open_read(self, key: str) -> Source:
         return wait_for(self.aopen_read(key))
+
+    async def aopen_write(self, key: str) -> Upload:
+        return self.open_write(key)
 
     async def alist_leftovers(self, folder: str, more: Any = None) -> Page[str]:
         return self.list_leftovers(folder, more)
