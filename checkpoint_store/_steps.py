@@ -100,14 +100,14 @@ def drive(filesystem: Filesystem, steps: Steps[R]) -> R:
                 None  # An error that passes keeps this frame, and must not be kept by it.
             )
         try:
-            match request:
-                case Call(about, verb, arguments):
-                    with storage_errors(about, missing_passes=verb in _READS):
-                        reply = getattr(filesystem, verb)(*arguments)
-                case Pause(seconds):
-                    time.sleep(seconds)
-                case Each():
-                    _each(filesystem, request)
+            if isinstance(request, Call):
+                about, verb, arguments = request
+                with storage_errors(about, missing_passes=verb in _READS):
+                    reply = getattr(filesystem, verb)(*arguments)
+            elif isinstance(request, Pause):
+                time.sleep(request.seconds)
+            else:
+                _each(filesystem, request)
         except BaseException as raised:  # noqa: BLE001 - it is the steps' to handle
             error = raised
 
@@ -133,14 +133,14 @@ async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
                 None  # An error that passes keeps this frame, and must not be kept by it.
             )
         try:
-            match request:
-                case Call(about, verb, arguments):
-                    with storage_errors(about, missing_passes=verb in _READS):
-                        reply = await filesystem.perform(verb, arguments)
-                case Pause(seconds):
-                    await asyncio.sleep(seconds)
-                case Each():
-                    await _aeach(filesystem, request, request.done)
+            if isinstance(request, Call):
+                about, verb, arguments = request
+                with storage_errors(about, missing_passes=verb in _READS):
+                    reply = await filesystem.perform(verb, arguments)
+            elif isinstance(request, Pause):
+                await asyncio.sleep(request.seconds)
+            else:
+                await _aeach(filesystem, request, request.done)
         except BaseException as raised:  # noqa: BLE001 - it is the steps' to handle
             error = raised
 

@@ -145,8 +145,8 @@ class GenericFilesystem(Filesystem):
                 failures[key] = str(error) or type(error).__name__
         return failures
 
-    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: ARG002, FBT001, FBT002
-        return page_of(more or self._files(folder))
+    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: FBT001, FBT002
+        return page_of(more or self._files(folder, sizes=sizes))
 
     def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
         return page_of(more or self._list_folders(has))
@@ -176,10 +176,14 @@ class GenericFilesystem(Filesystem):
     def put(self, local_path: str, key: str) -> None:
         self._publish(key, lambda path: self._fs.put_file(local_path, path))
 
-    def _files(self, folder: str) -> Iterator[Entry]:
+    def _files(self, folder: str, *, sizes: bool = False) -> Iterator[Entry]:
         for entry in self._list(self._path(folder)):
-            if entry["type"] == "file":
+            if entry["type"] != "file":
+                continue
+            if sizes:
                 yield Entry(_name(entry), entry.get("size") or 0, _written(entry))
+            else:
+                yield Entry(_name(entry))
 
     def _list(self, path: str) -> list[dict[str, Any]]:
         fs = self._fs
