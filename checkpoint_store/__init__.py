@@ -19,10 +19,10 @@
 - Every error is a `CheckpointStoreError`; `CheckpointNotFoundError` means: compute it.
 """
 
+from ._changes import InputChange
 from ._description import Description
 from ._fingerprint import fingerprint, register
 from ._policy import Decision
-from ._record import InputChange
 from ._resume import plan, resume
 from ._run import Run
 from ._store import CheckpointStore

@@ -1,25 +1,25 @@
-"""What there is of a workflow, for a person to look at."""
+"""A summary of a workflow's files, for a person to look at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ._filesystems.base import Entry, Filesystem
 from ._names import encode_name, is_ours, parse_file_name
 from ._protocol import read_record
-from .errors import StorageError, storage_errors
+from ._steps import Steps, list_all
+from .errors import StorageError
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A workflow's files, as `CheckpointStore.describe` found them. `str` makes a line of it.
+    """A workflow's files, as `CheckpointStore.describe` found them. Its `str` is one line.
 
     fingerprint
-        The recorded one, or None if there is no record or none in it.
+        The recorded fingerprint. None if there is no record, or no fingerprint in it.
     mixed
-        Whether an earlier `reuse` has mixed in results of other inputs than those.
+        Whether an earlier `reuse` has mixed results of other inputs into these.
     tasks
         How many tasks have a checkpoint.
     retired
@@ -28,8 +28,8 @@ class Description:
     size
         Bytes of all files, the record included.
     oldest, newest
-        When the first and the last of the files were written, by the storage's clock; None if there
-        are none, or if the storage does not tell.
+        When the first and the last of the files were written, by the storage's clock. None if there
+        are no files, or if the storage does not tell.
     """
 
     workflow_id: str
@@ -58,9 +58,9 @@ class Description:
         )
 
 
-def describe(filesystem: Filesystem, workflow_id: str) -> Description:
-    files = list(_files(filesystem, workflow_id))
-    record = read_record(filesystem, workflow_id)
+def describe(workflow_id: str) -> Steps[Description]:
+    files = yield from _files(workflow_id)
+    record = yield from read_record(workflow_id)
     live = () if record is None else (record.token, record.base)
     checkpoints = [parsed for file in files if (parsed := parse_file_name(file.name))]
     times = [_when(file.written) for file in files if file.written is not None]
@@ -76,10 +76,10 @@ def describe(filesystem: Filesystem, workflow_id: str) -> Description:
     )
 
 
-def last_written(filesystem: Filesystem, workflow_id: str) -> datetime | None:
-    """When the newest file of a workflow was written, by the storage's clock; None without one."""
+def last_written(workflow_id: str) -> Steps[datetime | None]:
+    """When the newest file of a workflow was written, by the storage's clock, if there is one."""
     newest = None
-    for file in _files(filesystem, workflow_id):
+    for file in (yield from _files(workflow_id)):
         if file.written is None:
             raise StorageError(
                 f"workflow {workflow_id!r}: this storage does not tell when a file was written, so "
@@ -89,11 +89,12 @@ def last_written(filesystem: Filesystem, workflow_id: str) -> datetime | None:
     return None if newest is None else _when(newest)
 
 
-def _files(filesystem: Filesystem, workflow_id: str) -> Iterator[Entry]:
-    with storage_errors(f"listing workflow {workflow_id!r}"):
-        for entry in filesystem.entries(encode_name(workflow_id, "workflow id")):
-            if is_ours(entry.name):
-                yield entry
+def _files(workflow_id: str) -> Steps[list[Entry]]:
+    """The record and the checkpoints in a workflow's folder. Foreign files are left out."""
+    about = f"listing workflow {workflow_id!r}"
+    folder = encode_name(workflow_id, "workflow id")
+    files = yield from list_all(about, Filesystem.list_files, folder, True)  # noqa: FBT003
+    return [file for file in files if is_ours(file.name)]
 
 
 def _when(written: float) -> datetime:

@@ -91,8 +91,8 @@ def _digest(read: Callable[[Any], Any], column: Any) -> str:
     return digest.hexdigest()
 
 
-def _named(walk: Any, names: Any, columns: list[Any], of: object, room: int, rule: _Rule) -> Any:
-    trees = walk.trees(columns, lambda i: step_of(names[i]), of, room, rule)
+def _named(walk: Any, names: Any, columns: list[Any], of: object, depth: int, rule: _Rule) -> Any:
+    trees = walk.trees(columns, lambda i: step_of(names[i]), of, depth, rule)
     return [list(pair) for pair in zip(names, trees, strict=True)]
 
 
@@ -101,9 +101,9 @@ def _lengths(items: Any) -> bytes:
 
 
 def _checked(rule: _Rule) -> _Rule:
-    def checked(walk: Any, column: Any, room: int) -> Any:
+    def checked(walk: Any, column: Any, depth: int) -> Any:
         try:
-            return rule(walk, column, room)
+            return rule(walk, column, depth)
         except (RefusedError, RecursionError):
             raise
         except Exception as error:
@@ -119,51 +119,51 @@ def _unsupported(kind: object) -> RefusedError:
 # pandas
 
 
-def _pandas_frame(walk: Any, frame: Any, room: int) -> object:
+def _pandas_frame(walk: Any, frame: Any, depth: int) -> object:
     axes, columns = [frame.index, frame.columns], [frame.iloc[:, i] for i in range(frame.shape[1])]
-    trees = walk.trees(axes, (".index", ".columns").__getitem__, frame, room, _levels)
-    pairs = _named(walk, frame.columns, columns, frame, room, _pandas_column)
+    trees = walk.trees(axes, (".index", ".columns").__getitem__, frame, depth, _levels)
+    pairs = _named(walk, frame.columns, columns, frame, depth, _pandas_column)
     return {"!frame": [*trees, [tree for _, tree in pairs]]}
 
 
-def _pandas_series(walk: Any, series: Any, room: int) -> object:
-    [name] = walk.trees([series.name], lambda _: ".name", series, room)
-    [index] = walk.trees([series.index], lambda _: ".index", series, room, _levels)
-    return {"!series": [name, _pandas_column(walk, series, room), index]}
+def _pandas_series(walk: Any, series: Any, depth: int) -> object:
+    [name] = walk.trees([series.name], lambda _: ".name", series, depth)
+    [index] = walk.trees([series.index], lambda _: ".index", series, depth, _levels)
+    return {"!series": [name, _pandas_column(walk, series, depth), index]}
 
 
-def _pandas_index(walk: Any, index: Any, room: int) -> object:
-    return {"!index": _levels(walk, index, room)}
+def _pandas_index(walk: Any, index: Any, depth: int) -> object:
+    return {"!index": _levels(walk, index, depth)}
 
 
-def _levels(walk: Any, index: Any, room: int) -> list[list[Any]]:
+def _levels(walk: Any, index: Any, depth: int) -> list[list[Any]]:
     levels = [index.get_level_values(i) for i in range(index.nlevels)]
-    names = walk.trees(list(index.names), lambda i: f".names[{i}]", index, room)
-    trees = walk.trees(levels, lambda i: f".levels[{i}]", levels, room, _level)
+    names = walk.trees(list(index.names), lambda i: f".names[{i}]", index, depth)
+    trees = walk.trees(levels, lambda i: f".levels[{i}]", levels, depth, _level)
     return [list(pair) for pair in zip(names, trees, strict=True)]
 
 
-def _level(walk: Any, level: Any, room: int) -> object:
+def _level(walk: Any, level: Any, depth: int) -> object:
     if level.dtype == "int64" and level.equals(sys.modules["pandas"].RangeIndex(len(level))):
         return ["range", len(level)]
-    return _pandas_column(walk, level, room)
+    return _pandas_column(walk, level, depth)
 
 
 @_checked
-def _pandas_column(walk: Any, column: Any, room: int) -> object:
+def _pandas_column(walk: Any, column: Any, depth: int) -> object:
     pandas, numpy = sys.modules["pandas"], sys.modules["numpy"]
     kind, rows = column.dtype, len(column)
     array, plain = column.array, isinstance(kind, numpy.dtype)
     if not plain and _root(type(kind)) != "pandas":
         raise _unsupported(kind)
     if str(getattr(kind, "storage", "")).startswith("pyarrow"):
-        return _arrow_column(walk, array.__arrow_array__(), room)
+        return _arrow_column(walk, array.__arrow_array__(), depth)
     if isinstance(kind, pandas.IntervalDtype):
-        sides = [_pandas_column(walk, side, room) for side in (array.left, array.right)]
+        sides = [_pandas_column(walk, side, depth) for side in (array.left, array.right)]
         return [f"interval[{kind.closed}]", rows, *sides]
     if isinstance(kind, pandas.CategoricalDtype):
         codes = sha256(array.codes.astype("<i4")).hexdigest()
-        categories = _pandas_column(walk, array.categories, room)
+        categories = _pandas_column(walk, array.categories, depth)
         return ["categorical", rows, bool(kind.ordered), codes, categories]
 
     # NaN among the floats of numpy is a value.
@@ -197,7 +197,7 @@ def _pandas_column(walk: Any, column: Any, room: int) -> object:
     texts = numpy.where(missing, "", values) if gaps else values
     others = set(map(type, values[missing])) - {NoneType, float, type(pandas.NA)}
     if plain and (missing.all() or others or set(map(type, texts)) != {str}):
-        return ["object", rows, walk.trees(values.tolist(), lambda i: f".iloc[{i}]", column, room)]
+        return ["object", rows, walk.trees(values.tolist(), lambda i: f".iloc[{i}]", column, depth)]
     lengths = _digest(
         lambda part: _lengths(part if "".join(part).isascii() else list(map(_utf8, part))), texts
     )
@@ -220,17 +220,17 @@ def _zone(zone: Any) -> str:
 # pyarrow
 
 
-def _arrow_table(walk: Any, table: Any, room: int) -> object:
+def _arrow_table(walk: Any, table: Any, depth: int) -> object:
     names, columns = table.schema.names, table.columns
-    return {"!table": [table.num_rows, _named(walk, names, columns, table, room, _arrow_column)]}
+    return {"!table": [table.num_rows, _named(walk, names, columns, table, depth, _arrow_column)]}
 
 
-def _arrow_array(walk: Any, array: Any, room: int) -> object:
-    return {"!column": _arrow_column(walk, array, room)}
+def _arrow_array(walk: Any, array: Any, depth: int) -> object:
+    return {"!column": _arrow_column(walk, array, depth)}
 
 
 @_checked
-def _arrow_column(walk: Any, column: Any, room: int) -> object:
+def _arrow_column(walk: Any, column: Any, depth: int) -> object:
     pyarrow, compute = sys.modules["pyarrow"], import_module("pyarrow.compute")
     if isinstance(column, pyarrow.Array):
         column = pyarrow.chunked_array([column])
@@ -241,18 +241,18 @@ def _arrow_column(walk: Any, column: Any, room: int) -> object:
     if family == "null":
         return [family, rows]
     if family == "dictionary" and not kind.ordered:
-        return [family, rows, _arrow_column(walk, column.cast(kind.value_type), room)]
+        return [family, rows, _arrow_column(walk, column.cast(kind.value_type), depth)]
     gaps = column.null_count
     validity = _digest(_arrow_memory, column.is_valid()) if gaps else None
     if family == "struct":
         names = [field.name for field in kind]
-        trees = _named(walk, names, column.flatten(), column, room, _arrow_column)
+        trees = _named(walk, names, column.flatten(), column, depth, _arrow_column)
         return [family, rows, validity, trees]
     if family == "map":
         column = column.cast(pyarrow.list_(pyarrow.struct([kind.key_field, kind.item_field])))
     if family in ("list", "map", "fixed_size_list"):
         items = pyarrow.chunked_array([c.flatten() for c in column.chunks], column.type.value_type)
-        trees = walk.trees([items], lambda _: "[…]", column, room, _arrow_column)
+        trees = walk.trees([items], lambda _: "[…]", column, depth, _arrow_column)
         if family == "fixed_size_list":
             return [f"{family}[{kind.list_size}]", rows, validity, *trees]
         sizes = compute.list_value_length(column).fill_null(0).cast("uint32")
@@ -314,17 +314,17 @@ def _arrow_memory(column: Any) -> Any:
 # polars
 
 
-def _polars_table(walk: Any, frame: Any, room: int) -> object:
+def _polars_table(walk: Any, frame: Any, depth: int) -> object:
     names, columns = frame.columns, frame.get_columns()
-    return {"!table": [frame.height, _named(walk, names, columns, frame, room, _polars_column)]}
+    return {"!table": [frame.height, _named(walk, names, columns, frame, depth, _polars_column)]}
 
 
-def _polars_series(walk: Any, series: Any, room: int) -> object:
-    return {"!series": [series.name, _polars_column(walk, series, room)]}
+def _polars_series(walk: Any, series: Any, depth: int) -> object:
+    return {"!series": [series.name, _polars_column(walk, series, depth)]}
 
 
 @_checked
-def _polars_column(walk: Any, series: Any, room: int) -> object:
+def _polars_column(walk: Any, series: Any, depth: int) -> object:
     polars = sys.modules["polars"]
     kind, rows = series.dtype, len(series)
     family = _family(kind)
@@ -332,17 +332,17 @@ def _polars_column(walk: Any, series: Any, room: int) -> object:
     if family == "null":
         return [name, rows]
     if family == "categorical":
-        return ["dictionary", rows, _polars_column(walk, series.cast(polars.String), room)]
+        return ["dictionary", rows, _polars_column(walk, series.cast(polars.String), depth)]
     if family == "enum":
         codes = series.to_physical().cast(polars.Int32).fill_null(-1)
-        categories = _polars_column(walk, kind.categories, room)
+        categories = _polars_column(walk, kind.categories, depth)
         return ["categorical", rows, True, _digest(_polars_memory, codes), categories]
     gaps = series.null_count()
     validity = _digest(_polars_memory, series.is_not_null()) if gaps else None
     if family == "struct":
         names = [field.name for field in kind.fields]
         fields = [series.struct.field(name) for name in names]
-        return [name, rows, validity, _named(walk, names, fields, series, room, _polars_column)]
+        return [name, rows, validity, _named(walk, names, fields, series, depth, _polars_column)]
     if family in ("list", "array"):
         lists = series.arr.to_list() if family == "array" else series
         sizes = lists.list.len().cast(polars.UInt32)
@@ -352,7 +352,7 @@ def _polars_column(walk: Any, series: Any, room: int) -> object:
             items = full.explode(empty_as_null=False)
         except TypeError:  # polars before 1.36
             items = full.explode()
-        trees = walk.trees([items], lambda _: "[…]", series, room, _polars_column)
+        trees = walk.trees([items], lambda _: "[…]", series, depth, _polars_column)
         if family == "array":
             return [name, rows, validity, *trees]
         return [name, rows, validity, _digest(_polars_memory, sizes), *trees]

@@ -17,11 +17,12 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import xxhash
 
 from . import _json
+from ._filesystems.base import Contents, Data, Source, Upload
 from ._handling import Moment
 from ._names import fold_alike
 from .errors import (
@@ -36,35 +37,17 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from ._filesystems.base import Upload
-
 VERSION = 1
 MAX_HEADER_BYTES = 16 * 1024
 
 _LENGTH = struct.Struct(">Q")
 TRAILER_BYTES = _LENGTH.size + 16
 _CHUNK = 1024 * 1024
-_JOINED_BYTES = 1024 * 1024  # Copying as much takes less time than two more writes.
-
-Data = bytes | bytearray | memoryview
-
-
-class Contents(Protocol):
-    """A whole file: its bytes, or what reads each slice when it is asked for."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, part: slice, /) -> bytes: ...
-
-
-class Source(Protocol):
-    """Where a stream is read from. `read` returns b"" only at the end."""
-
-    def read(self, size: int, /) -> bytes: ...
-    def close(self) -> None: ...
+_JOINED_BYTES = 1024 * 1024  # To copy so many bytes takes less time than two more writes.
 
 
 class Header(NamedTuple):
-    """What a checkpoint file says of itself.
+    """The first line of a checkpoint file: what the file is.
 
     `inputs` is the fingerprint of the run that wrote it. `serializer` names the serializer of
     `dump` (None for bytes as given), and `text` whether that made a `str`.
@@ -101,9 +84,19 @@ def encode_header(header: Header) -> bytes:
     return line
 
 
+def has_header(head: bytes) -> bool:
+    """Whether a file that begins like this may be a checkpoint.
+
+    A file without a header line is corrupt, whatever follows.
+    """
+    return b"\n" in head[:MAX_HEADER_BYTES]
+
+
 def encode_frame(header: Header, payload: Data) -> tuple[Data, ...]:
-    """The parts of the file, in order. Those of a small file are joined; a large payload is not
-    copied."""
+    """The parts of the file, in order.
+
+    The parts of a small file are joined. A large payload is not copied.
+    """
     head = encode_header(header)
     if len(payload) <= _JOINED_BYTES:
         sealed = b"".join((head, payload, _LENGTH.pack(len(payload))))
@@ -126,7 +119,7 @@ def decode_frame(file: Contents, expected: Header) -> tuple[Header, bytes]:
     if stop < len(line):
         raise _corrupt(expected, "it is truncated")
     trailer = file[stop:]
-    # Before a payload is read whose size nobody vouches for.
+    # The length is checked first: only then is it known how large a payload will be read.
     _check_length(trailer, stop - len(line), expected)
     payload = file[len(line) : stop]
     seal = _Seal(line)
@@ -140,8 +133,8 @@ class FrameReader(io.RawIOBase):
     """The payload of a checkpoint as a readable stream, verified at its end.
 
     The header is read and checked at once. The last byte of the payload is handed out only after
-    length and checksum proved right, so whoever reads to the end has verified data. A reader that
-    stops early has not. `guard` turns the exceptions of the source into ours.
+    length and checksum proved right, so a caller that reads to the end has verified data. One that
+    stops early has not. `guard` turns exceptions of the source into those of this package.
     """
 
     def __init__(
@@ -196,7 +189,8 @@ class FrameReader(io.RawIOBase):
     def _fill(self) -> None:
         chunk = self._read()
         if chunk:
-            # One byte more than the trailer stays behind until the end has been seen.
+            # As many bytes as the trailer has, and one more, are held back until the end has been
+            # seen.
             data = self._pending + chunk
             stop = max(0, len(data) - TRAILER_BYTES - 1)
             self._ready = memoryview(data)[:stop]
@@ -235,10 +229,11 @@ class FrameWriter(io.BufferedIOBase):
     """
 
     _lost = "it was never opened"
-    """Why nothing will be there, or "". As a class attribute: of a stream that failed to open."""
+    """Why the checkpoint will not be written, or "". The class attribute is for a stream that
+    failed while it was opened."""
 
     _dropped = False
-    """Whether a finalizer is at work, so that what it still writes and closes does not count."""
+    """Whether a finalizer is at work. It may still write, which is dropped, and close."""
 
     def __init__(
         self, upload: Upload, header: Header, guard: Callable[[], AbstractContextManager[None]]
@@ -247,7 +242,8 @@ class FrameWriter(io.BufferedIOBase):
         self._header = header
         self._guard = guard
         self._opened = Moment()
-        # Unlike __del__ this also runs before the interpreter stops the threads that S3 needs.
+        # In contrast to __del__, this also runs before the interpreter stops the threads that S3
+        # needs.
         self._at_exit = weakref.finalize(self, upload.discard)
         try:
             head = encode_header(header)
@@ -282,8 +278,8 @@ class FrameWriter(io.BufferedIOBase):
     def close(self) -> None:
         """Publishes the checkpoint, unless an exception is being handled that arose meanwhile.
 
-        That exception is then raised again, and nothing is published. Also raises if publishing
-        fails, or if an earlier write failed.
+        That exception is then raised again, and nothing is published. It also raises if the
+        checkpoint cannot be published, or if an earlier write failed.
         """
         if self.closed:
             return
@@ -301,14 +297,14 @@ class FrameWriter(io.BufferedIOBase):
             self._publish()
 
     def discard(self) -> None:
-        """Gives up what was written. The checkpoint is as it was before."""
+        """Discards what was written. The checkpoint is as it was before."""
         try:
             self._at_exit()
         finally:
             super().close()
 
     def __enter__(self) -> Self:
-        # What is handled around the block does not count: the block itself decides.
+        # An exception that is being handled around the block does not count: the block decides.
         self._opened = Moment()
         return super().__enter__()
 
@@ -325,12 +321,12 @@ class FrameWriter(io.BufferedIOBase):
 
     def __del__(self) -> None:
         # io.IOBase would close, and so publish, what was left half written.
-        # Nor is it closed then, for what wraps it in a cycle may yet flush into it.
+        # It stays open, because a wrapper in the same cycle may yet flush into it.
         self._dealloc_warn(self)
 
     def _dealloc_warn(self, source: object) -> None:
-        # CPython's io calls it of what a wrapper wraps before the wrapper's finalizer closes it
-        # (Modules/_io/bufferedio.c and textio.c of 3.11 to 3.14).
+        # Before the finalizer of a wrapper of CPython's io closes what it wraps, it calls this
+        # method of that (Modules/_io/bufferedio.c and textio.c of 3.11 to 3.14).
         if not self.closed and not self._lost:
             self._dropped = True
             self._lose("it, or what wraps it, was dropped without being closed")
@@ -364,7 +360,7 @@ class FrameWriter(io.BufferedIOBase):
 
 
 class _Seal:
-    """Length and checksum of a file while it is written or read."""
+    """Adds up the length and the checksum of a file while it is written or read."""
 
     def __init__(self, header: bytes) -> None:
         self.length = 0
@@ -421,7 +417,7 @@ def _check_identity(header: Header, expected: Header) -> None:
             f"{expected} would share its file with {header}, because this disk does not tell upper "
             "from lower case: choose another name"
         )
-    # Cut short and escaped, because nobody vouches for it.
+    # The names are cut short and escaped, because they may be anything.
     raise _corrupt(expected, f"it is another one, {reprlib.repr(found)}")
 
 

@@ -1,12 +1,13 @@
-"""Which exceptions are being handled, and whether one of them has arisen since a moment.
+"""Whether an exception that is being handled was raised since a certain moment.
 
 A stream is closed by the same call whether its block has ended or is being left by an exception:
 `io.TextIOWrapper`, `contextlib.closing` and `finally` call `close()` and do not say which it is.
-`sys.exception()` names the exception that is being handled, but not since when. The same object may
-have been handled at the moment already (a stream that is opened within an `except` block) and may
-have been raised again since, without a trace in it: a bare `raise` leaves `__traceback__` as it is.
-What tells then is how many clauses are handling an exception, up the stack; the exception tables
-of CPython's code objects say which instructions belong to such a clause.
+`sys.exception()` names the exception that is being handled, but not since when. The same exception
+may have been handled at that moment already, as in a stream that is opened within an `except`
+block, and may have been raised again since. A bare `raise` leaves no trace of that in the
+exception: its `__traceback__` stays the same. So the clauses are counted that are handling an
+exception, up the stack. The exception tables of CPython's code objects tell which instructions
+belong to one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _CLAUSE_ENDS = dis.opmap["COPY"]
 
 
 class Moment:
-    """The moment in which it is made, in this thread."""
+    """The moment at which it is made, with the exceptions that this thread is handling then."""
 
     __slots__ = ("_handled",)
 
@@ -29,7 +30,7 @@ class Moment:
         self._handled: list[tuple[BaseException, TracebackType | None, int]] = []
         error = sys.exception()
         clauses = 0 if error is None else _clauses(sys._getframe())
-        # Of each exception, how many clauses may handle it or an earlier one.
+        # For each exception, the number of clauses that may be handling it or an earlier one.
         while error is not None and clauses > 0:
             self._handled.append((error, error.__traceback__, clauses))
             error, clauses = error.__context__, clauses - 1
@@ -61,7 +62,7 @@ def _clauses(frame: FrameType | None) -> int:
                 count += is_within
                 is_within = True
             elif code[position] == _CLAUSE_BEGINS:
-                is_within = False  # The clause that comes next has not begun.
+                is_within = False  # The clause that is found next has not begun.
         frame = frame.f_back
     return count
 
@@ -71,9 +72,9 @@ def _target_of(position: int, targets: list[tuple[range, int]]) -> int:
 
 
 def _targets(table: bytes) -> Iterator[tuple[range, int]]:
-    """The instructions that an entry of an exception table covers, and the one it leads to."""
+    """For each entry of an exception table, the instructions that it covers, and its target."""
     numbers = _numbers(table)
-    # The last of the four is the depth of the value stack there.
+    # The fourth number of an entry, the depth of the stack, is not needed.
     for start, length, target, _ in zip(numbers, numbers, numbers, numbers, strict=True):
         yield range(2 * start, 2 * (start + length)), 2 * target
 

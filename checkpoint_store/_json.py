@@ -1,4 +1,4 @@
-"""Small JSON objects: written for people, too, and read although nobody vouches for them."""
+"""Small JSON objects: readable for people, and read with the care that unknown bytes need."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-# json.dumps would make one for each call.
+# json.dumps would make an encoder for each call.
 _encoder = json.JSONEncoder(ensure_ascii=False)
 _decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
 def encode(fields: Mapping[str, object], indent: int | None = None) -> bytes:
-    """JSON that keeps every two `str` apart, also those that are not Unicode."""
+    """Encodes as UTF-8, and so that any two different `str` differ, also with lone surrogates."""
     encoder = _encoder if indent is None else json.JSONEncoder(ensure_ascii=False, indent=indent)
     return encoder.encode(fields).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in `data`, or `ValueError`, whatever the bytes are."""
+    """The JSON object in `data`. Any other bytes are a `ValueError`."""
     try:
         parsed = _decoder.decode(data.decode("utf-8", "surrogatepass"))
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -45,7 +45,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def check_version(parsed: dict[str, Any], newest: int, subject: object) -> None:
-    """Refuses a format newer than `newest`. What carries no format version is a `ValueError`."""
+    """Refuses a format that is newer than `newest`. One without a version is a `ValueError`."""
     version = parsed.get("checkpoint_store")
     if type(version) is not int or version < 1:
         raise ValueError("no format version")

@@ -1,7 +1,7 @@
-"""The module that runs, by the name under which other processes know it.
+"""The names of modules and types, as other processes know them.
 
-Its own name is `__main__`, and `__mp_main__` in the processes that multiprocessing spawned for it.
-Whatever is named after it would else be somebody else's there.
+The module that a process runs is called `__main__` there, and `__mp_main__` in processes that
+multiprocessing has spawned. In another process these names belong to another module.
 """
 
 from __future__ import annotations
@@ -12,9 +12,16 @@ MAIN = ("__main__", "__mp_main__")
 
 
 def importable_name(module: str) -> str:
-    """The name under which other processes import a module; of a script, `__main__`."""
+    """The name under which other processes import a module. For a script it is `__main__`."""
     if module not in MAIN:
         return module
-    # While a spawned process imports what its parent runs, its own `__main__` is another module.
+    # A spawned process first imports the module that its parent runs, as `__mp_main__`. Its own
+    # `__main__` is another module.
     spec = getattr(sys.modules.get(module), "__spec__", None)
     return "__main__" if spec is None else str(spec.name)
+
+
+def type_name(kind: type) -> str:
+    """The name of a type in messages. It has the module, unless that is `builtins`."""
+    module = importable_name(kind.__module__)
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

@@ -1,4 +1,4 @@
-"""Workflow ids and task names to key segments and back.
+"""Turns workflow ids and task names into segments of keys, and back.
 
 A segment consists of ASCII letters, digits, `_`, `-` and `.` (none leading or trailing); everything
 else is `%XX` of its UTF-8. The encoding is injective and only its canonical form decodes, so two
@@ -14,10 +14,11 @@ from urllib.parse import unquote_to_bytes
 from .errors import InvalidNameError
 
 RECORD = ".fingerprint"
-"""Name of a workflow's record within its folder. No encoded name starts with a dot."""
+"""The name of the record in a workflow's folder. No encoded name starts with a dot."""
 
 MAX_SEGMENT_BYTES = 200
-"""A task's file is `segment@token`; file systems allow 255 bytes, and temporary names need some."""
+"""File systems allow names of 255 bytes. A task's file is named `segment@token`, and the names of
+temporary files need some bytes, too."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?")
 _UNSAFE = re.compile(r"\A\.|\.\Z|[^A-Za-z0-9_.-]")
@@ -30,7 +31,7 @@ def encode_name(name: str, what: str) -> str:
         raise InvalidNameError(f"a {what} must be a str, not {type(name).__name__}: convert it")
     if not name:
         raise InvalidNameError(f"a {what} must not be empty: give it a name")
-    # A subclass may print as something else than it holds.
+    # An instance of a subclass may print as another text than it holds.
     segment = _segment(str.__str__(name))
     if len(segment) > MAX_SEGMENT_BYTES:
         raise InvalidNameError(
@@ -64,7 +65,7 @@ def file_name(task_segment: str, token: str) -> str:
 
 
 def parse_file_name(name: str) -> tuple[str, str] | None:
-    """Task and token of a checkpoint's file name, or None for a file that is not a checkpoint."""
+    """The task and the token in the name of a checkpoint file; None for any other name."""
     segment, _, token = name.rpartition("@")
     task = decode_name(segment)
     return (task, token) if task is not None and is_token(token) else None

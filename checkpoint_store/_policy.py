@@ -1,4 +1,9 @@
-"""What to do when a workflow is resumed: record and inputs and policy to a decision."""
+"""What becomes of a workflow's record when it is resumed, opened or labelled.
+
+Each transition is a pure function. It takes what was found of the record and returns the record
+that is to be in force, which is the very one that was found if nothing is to change. The caller
+calls it again for each other version of the record that it finds.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +11,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ._record import InputChange, Record, change_of
+from ._changes import InputChange, compare
+from ._record import Record, label, new_record, overlay
 from .errors import CorruptRecordError, InputChangedError, InvalidPolicyError
 
 Policy = Literal["reuse", "reset", "raise"]
 Action = Literal["start", "continue", "reuse", "reset", "raise"]
+Found = Record | CorruptRecordError | None
+"""A workflow's record as it was found: None if there is none, an error if it cannot be read."""
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-
-CORRUPT = InputChange((), (), (), "the record is corrupt")
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the engine concluded, and from what.
+    """What the policy engine has decided, and why.
 
-    `action` is `"start"` (nothing was there), `"continue"` (same inputs), `"reuse"` (changed, the
-    old checkpoints are read through to), `"reset"` (changed, the old ones are out of reach) or,
-    from `plan` only, `"raise"`. `stored` is the recorded fingerprint (None if there was none),
-    `current` that of the inputs given, and `change` tells how they differ (None unless they do).
+    `action` is `"start"` (nothing was there), `"continue"` (the inputs are the same), `"reuse"`
+    (they changed, and old checkpoints are read where there is no newer one), `"reset"` (they
+    changed, and the old checkpoints are out of reach) or, only from `plan`, `"raise"`. `policy` is
+    the one that was given, `stored` the recorded fingerprint (None if there was none) and `current`
+    that of the given inputs. `change` tells how the two differ, and is None if they do not.
     """
 
     action: Action
@@ -47,28 +54,85 @@ def check_policy(policy: object) -> Policy:
     )
 
 
+def change_of(
+    record: Record, fingerprint: str, inputs: Mapping[str, str] | None
+) -> InputChange | None:
+    """How these inputs differ from those of `record`, or None if they are the same."""
+    if record.base is not None:
+        reason = "an earlier run reused these checkpoints with other inputs"
+        return compare(record.inputs, inputs, reason)
+    if record.fingerprint is None:
+        return InputChange((), (), (), "the checkpoints were written without a fingerprint")
+    if record.fingerprint != fingerprint:
+        return compare(record.inputs, inputs, "the fingerprint differs")
+    return None
+
+
 def decide(
-    record: Record | CorruptRecordError | None,
-    fingerprint: str,
-    inputs: Mapping[str, str] | None,
-    policy: Policy,
+    found: Found, fingerprint: str, inputs: Mapping[str, str] | None, policy: Policy
 ) -> Decision:
-    """The decision for these inputs, given what is stored.
+    """The decision for these inputs, given what was found of the record.
 
     A corrupt record is raised under `reuse` and `raise`; under `reset` it counts as changed.
     """
-    if record is None:
+    if found is None:
         return Decision("start", policy, None, fingerprint, None)
-    if isinstance(record, CorruptRecordError):
+    if isinstance(found, CorruptRecordError):
         if policy != "reset":
-            raise record
-        return Decision("reset", policy, None, fingerprint, CORRUPT)
-    difference = change_of(record, fingerprint, inputs)
-    action: Action = "continue" if difference is None else policy
-    return Decision(action, policy, record.fingerprint, fingerprint, difference)
+            raise found
+        corrupt = InputChange((), (), (), "the record is corrupt")
+        return Decision("reset", policy, None, fingerprint, corrupt)
+    change = change_of(found, fingerprint, inputs)
+    action: Action = "continue" if change is None else policy
+    return Decision(action, policy, found.fingerprint, fingerprint, change)
 
 
-def changed_error(record: Record, fingerprint: str, change: InputChange) -> InputChangedError:
+def resumed(
+    found: Found,
+    workflow_id: str,
+    fingerprint: str,
+    inputs: Mapping[str, str] | None,
+    policy: Policy,
+) -> tuple[Record, Decision]:
+    """The record of a workflow that is resumed with these inputs, and the decision behind it.
+
+    If the decision is to raise, it raises `InputChangedError`.
+    """
+    decision = decide(found, fingerprint, inputs, policy)
+    match found, decision:
+        case Record(), Decision(action="continue"):
+            return found, decision
+        case Record(), Decision(action="reuse"):
+            return found if found.base else overlay(found), decision
+        case Record(), Decision(action="raise", change=InputChange() as change):
+            raise _changed_error(found, fingerprint, change)
+    return new_record(workflow_id, fingerprint, inputs), decision
+
+
+def opened(found: Found, workflow_id: str, fingerprint: str | None) -> tuple[Record, None]:
+    """The record of a workflow that is opened without a policy.
+
+    With a fingerprint, checkpoints of other inputs are `InputChangedError`.
+    """
+    if isinstance(found, CorruptRecordError):
+        raise found
+    if found is None:
+        return new_record(workflow_id, fingerprint), None
+    if fingerprint is not None and (change := change_of(found, fingerprint, None)):
+        raise _changed_error(found, fingerprint, change)
+    return found, None
+
+
+def labelled(found: Found, workflow_id: str, fingerprint: str) -> tuple[Record, None]:
+    """The record of a workflow whose checkpoints are said to come from these inputs."""
+    if isinstance(found, CorruptRecordError):
+        raise found
+    if found is None or found.base is not None or found.fingerprint not in (None, fingerprint):
+        return new_record(workflow_id, fingerprint), None
+    return label(found, fingerprint) if found.fingerprint is None else found, None
+
+
+def _changed_error(record: Record, fingerprint: str, change: InputChange) -> InputChangedError:
     """The error of a strict run on checkpoints that come from other inputs."""
     if record.base is not None:
         fact, remedy = "is a mixture of several inputs", ""

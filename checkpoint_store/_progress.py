@@ -1,4 +1,4 @@
-"""How far long work has come, told to a callback of fsspec's if there is one."""
+"""Tells one of fsspec's callbacks, if there is one, how far a long operation has come."""
 
 from __future__ import annotations
 

@@ -1,84 +1,87 @@
 """The record protocol: how the one mutable file of a workflow is read and changed, and in which
 order files may be deleted.
 
-An exhaustive search of the possible crashes and races chose these orders. In particular:
+These orders were found by an exhaustive search of all crashes and races. In particular:
 
-- A record is created if absent or swapped against the version that was read. The winner is never
-  inferred from the reply: the record is read again, and the nonce in it tells.
-- Collecting lists a page first, reads the record after it, and deletes only what that record no
-  longer refers to. A file of a newer generation is thus never listed before its record is seen.
-- Clearing deletes the record first. From then on every file is garbage, whoever removes it.
+- A record is created if there is none, or swapped against the version that was read. The reply does
+not tell who has won: the record is read again, and the nonce in it tells. - To collect is to list a
+page, then to read the record, and then to delete what this record does not refer to. So a file is
+never deleted on the word of a record that is older than the file. - To clear is to delete the
+record first. From then on all the files are garbage, whoever removes them.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import time
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ._filesystems.base import Filesystem, Stored
-from ._names import RECORD, encode_name, parse_file_name
+from ._names import RECORD, encode_name, is_ours, parse_file_name
+from ._policy import Found
 from ._progress import Progress
 from ._record import Record, decode_record, encode_record
-from .errors import (
-    ContentionError,
-    CorruptRecordError,
-    IncompleteClearError,
-    StorageError,
-    storage_errors,
-)
+from ._steps import Pause, Steps, call, gather
+from .errors import ContentionError, CorruptRecordError, IncompleteClearError, StorageError
 
 logger = logging.getLogger("checkpoint_store")
 
 PAGES_AT_ONCE = 4
-"""While one page is deleted, which takes the longest, the next are listed."""
+"""So many pages are deleted at once, while as many more are listed. Deleting takes longest."""
 
 TRIES = 10
-"""Swaps of one record before giving up. Each that fails means that somebody else's succeeded."""
+"""How often a change of a record is tried. A swap is refused only if another succeeded."""
 
-Proposal = Callable[[Record | CorruptRecordError | None], Record | None]
+T = TypeVar("T")
+Transition = Callable[[Found], tuple[Record, T]]
+"""Takes what was found of a record. Returns the record that is to be in force, which is the very
+one that was found if nothing is to change, and a decision."""
 
 
-def read_record(filesystem: Filesystem, workflow_id: str) -> Record | None:
-    """The record of a workflow, or None if there is none. A corrupt one raises."""
-    _, found = read_version(filesystem, workflow_id)
+def read_record(workflow_id: str) -> Steps[Record | None]:
+    """The record of a workflow, or None if there is none. A corrupt one is an error."""
+    _, found = yield from read_version(workflow_id)
     if isinstance(found, CorruptRecordError):
         raise found
     return found
 
 
-def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -> Record:
-    """Replaces the record by the one that `propose` makes of it, and returns the record in force.
+def change_record(
+    filesystem: Filesystem, workflow_id: str, transition: Transition[T]
+) -> Steps[tuple[Found, Record, T]]:
+    """Replaces the record by what `transition` makes of it.
 
-    `propose` returns None to keep the record. It is asked again whenever the record turns out to
-    be another than the one it was shown.
+    Returns what was found, the record that is in force now, and the decision. If the record turns
+    out to be another than the one that `transition` was given, it is called again. `filesystem` is
+    only asked, and told, whether it has conditional writes: the requests are yielded.
     """
-    mine: set[str] = set()
+    sent: dict[str, tuple[Found, Record, T]] = {}
     versions: set[Stored | None] = set()
     failure: Exception | None = None
     for attempt in range(TRIES):
-        stored, found = read_version(filesystem, workflow_id)
-        if isinstance(found, Record) and found.nonce in mine:
-            return found  # It had taken effect, and only the reply was lost.
+        stored, found = yield from read_version(workflow_id)
+        if isinstance(found, Record) and found.nonce in sent:
+            return sent[found.nonce]  # That swap had taken effect, and only its reply was lost.
         if failure is not None:
             raise failure
         versions.add(stored)
-        proposed = propose(found)
-        if proposed is None:
-            assert isinstance(found, Record)
-            return found
+        record, decision = transition(found)
+        if record is found:
+            return found, record, decision
+        sent[record.nonce] = found, record, decision
         try:
-            accepted = _swap(filesystem, stored, proposed, mine)
+            accepted = yield from _swap(stored, record)
             if accepted and filesystem.conditional_writes is None:
-                # A second change of the same version must be refused. It is another proposal: a
-                # clear in between rightly lets it pass, and what was cleared must not come back.
+                # A second swap of the same version must be refused. It proposes another record,
+                # because after a clear in between it is rightly accepted, and the first record,
+                # which was cleared, must not come back.
                 for _ in range(2):
-                    again = propose(found)
-                    if again is None or not _swap(filesystem, stored, again, mine):
+                    again, decision = transition(found)
+                    sent[again.nonce] = found, again, decision
+                    if not (yield from _swap(stored, again)):
                         break
-                    proposed = again
+                    record = again
                 else:
                     filesystem.conditional_writes = False
         except Exception as error:  # noqa: BLE001
@@ -86,9 +89,9 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
             continue
         _warn_once(filesystem)
         if accepted:
-            return proposed
+            return sent[record.nonce]
         logger.debug("workflow %r: lost a race for its record (try %d)", workflow_id, attempt + 1)
-        time.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))
+        yield Pause(random.uniform(0, min(1.0, 0.01 * 2**attempt)))
     if failure is None and len(versions) == 1:
         raise StorageError(
             f"the record of workflow {workflow_id!r} cannot be changed: the storage refused "
@@ -102,49 +105,54 @@ def change_record(filesystem: Filesystem, workflow_id: str, propose: Proposal) -
     )
 
 
-def collect(
-    filesystem: Filesystem, workflow_id: str, progress: Progress, *, cleared: bool = False
-) -> int:
-    """Deletes the files of retired generations and returns the number of checkpoints among them.
+def collect(workflow_id: str, progress: Progress, *, cleared: bool = False) -> Steps[int]:
+    """Deletes the files of retired generations. Returns the number of checkpoints among them.
 
-    Without a record nothing is deleted, except that after a `clear` everything is.
+    If there is no record, nothing is deleted; but after a `clear`, everything is.
     """
+    about = f"collecting workflow {workflow_id!r}"
     folder = _folder(workflow_id)
     removed = 0
     failures: dict[str, str] = {}
 
-    def sweep(names: list[str]) -> tuple[list[str], dict[str, str]] | None:
+    def sweep(names: list[str]) -> Steps[tuple[list[str], dict[str, str]] | None]:
         files = [(name, parsed[1]) for name in names if (parsed := parse_file_name(name))]
         if not files:
             return [], {}
-        # Read after the page was listed, it knows every generation of which a file is on it.
-        record = read_record(filesystem, workflow_id)
+        # The record is read after the page was listed, so it is at least as new as each file on it.
+        record = yield from read_record(workflow_id)
         if record is None and not cleared:
             return None
         live = () if record is None else (record.token, record.base)
-        return delete([f"{folder}/{name}" for name, token in files if token not in live])
+        return (
+            yield from delete([f"{folder}/{name}" for name, token in files if token not in live])
+        )
 
-    def delete(keys: list[str]) -> tuple[list[str], dict[str, str]]:
-        return keys, filesystem.delete(keys) if keys else {}
+    def delete(keys: list[str]) -> Steps[tuple[list[str], dict[str, str]]]:
+        return keys, (yield from call(about, Filesystem.delete, keys)) if keys else {}
 
-    def outcomes() -> Iterator[tuple[list[str], dict[str, str]] | None]:
-        with storage_errors(f"collecting workflow {workflow_id!r}"):
-            for _, outcome in chain(
-                filesystem.each(sweep, filesystem.pages(folder), at_most=PAGES_AT_ONCE),
-                filesystem.each(delete, filesystem.leftovers(folder), at_most=1),
-            ):
-                if isinstance(outcome, Exception):
-                    raise outcome
-                yield outcome
-
-    for outcome in outcomes():
-        if outcome is None:
-            break
-        keys, failed = outcome
-        gone = sum(key not in failed and _is_checkpoint(key) for key in keys)
-        removed += gone
+    def count(keys: list[str], failed: dict[str, str]) -> int:
         failures.update(failed)
+        gone = sum(key not in failed and _is_checkpoint(key) for key in keys)
         progress.advance(gone)
+        return gone
+
+    pages: list[list[str]] = []
+    pages, more = yield from _list_ahead(about, folder, None)
+    while pages:
+        sweeps: list[Steps[Any]] = [sweep(page) for page in pages]
+        ahead = [] if more is None else [_list_ahead(about, folder, more)]
+        outcomes = yield from gather([*sweeps, *ahead])
+        pages, more = outcomes.pop() if ahead else ([], None)
+        removed += sum(count(*outcome) for outcome in outcomes if outcome is not None)
+        if None in outcomes:
+            break
+    else:
+        is_last = False
+        while not is_last:
+            page = yield from call(about, Filesystem.list_leftovers, folder, more)
+            removed += count(*(yield from delete(page.items)))
+            more, is_last = page.more, page.more is None
     if failures:
         raise IncompleteClearError(
             f"workflow {workflow_id!r}: {len(failures)} files could not be deleted, such as "
@@ -154,19 +162,18 @@ def collect(
     return removed
 
 
-def clear(filesystem: Filesystem, workflow_id: str, progress: Progress) -> int:
-    """Removes a workflow and returns the number of checkpoint files that went."""
-    with storage_errors(f"clearing workflow {workflow_id!r}"):
-        filesystem.detach(_folder(workflow_id), RECORD)
-    return collect(filesystem, workflow_id, progress, cleared=True)
+def clear(workflow_id: str, progress: Progress) -> Steps[int]:
+    """Removes a workflow. Returns the number of checkpoint files that were deleted."""
+    about = f"clearing workflow {workflow_id!r}"
+    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)
+    return (yield from collect(workflow_id, progress, cleared=True))
 
 
-def read_version(
-    filesystem: Filesystem, workflow_id: str
-) -> tuple[Stored | None, Record | CorruptRecordError | None]:
+def read_version(workflow_id: str) -> Steps[tuple[Stored | None, Found]]:
+    """The file of a record as a later swap needs it, and what was found in it."""
+    about = f"the record of workflow {workflow_id!r}"
     try:
-        with storage_errors(f"the record of workflow {workflow_id!r}", missing_passes=True):
-            stored = filesystem.read_small(_record_key(workflow_id))
+        stored = yield from call(about, Filesystem.read_small, _record_key(workflow_id))
     except FileNotFoundError:
         return None, None
     try:
@@ -175,11 +182,21 @@ def read_version(
         return stored, error
 
 
-def _swap(filesystem: Filesystem, stored: Stored | None, proposed: Record, mine: set[str]) -> bool:
-    mine.add(proposed.nonce)
-    with storage_errors(f"the record of workflow {proposed.workflow!r}"):
-        key = _record_key(proposed.workflow)
-        return filesystem.swap(key, stored, encode_record(proposed))
+def _swap(stored: Stored | None, record: Record) -> Steps[bool]:
+    about = f"the record of workflow {record.workflow!r}"
+    key, data = _record_key(record.workflow), encode_record(record)
+    return (yield from call(about, Filesystem.swap, key, stored, data))
+
+
+def _list_ahead(about: str, folder: str, more: Any) -> Steps[tuple[list[list[str]], Any]]:
+    """The names of the files on the next few pages, and the mark after which the list goes on."""
+    pages: list[list[str]] = []
+    while len(pages) < PAGES_AT_ONCE:
+        page = yield from call(about, Filesystem.list_files, folder, more)
+        pages.append([file.name for file in page.items])
+        if (more := page.more) is None:
+            break
+    return pages, more
 
 
 def _folder(workflow_id: str) -> str:

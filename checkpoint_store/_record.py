@@ -1,4 +1,4 @@
-"""The record: the one mutable file of a workflow, and what it says about its inputs."""
+"""The record: the one file of a workflow that changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import reprlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -20,12 +20,6 @@ VERSION = 1
 MAX_RECORD_BYTES = 64 * 1024
 MAX_FINGERPRINT_BYTES = 1024
 
-MAX_NAMES = 10
-"""Of inputs, in a sentence."""
-
-_short = reprlib.Repr()
-_short.maxstring = 60
-
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -33,10 +27,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class Record:
     """Which generation of checkpoints is the current one, and which inputs it was computed from.
 
-    `token` names the generation. `base` is the older one that a `reuse` with changed inputs reads
-    through to; a record with a base is mixed and never equals any inputs. `nonce` is new in every
-    version, so that a writer whose reply was lost recognises its own version, and no two versions
-    have the same content hash. The times are for people; no decision reads them.
+    `token` names the generation. `base` names an older one, in which a run reads what it does not
+    find in its own: a `reuse` with changed inputs makes such a record. It is a mixture and never
+    counts as having any inputs. `nonce` is another one in each version of the record, so that a
+    writer whose reply was lost recognises its own version, and no two versions have the same hash.
+    The times are for people; no decision depends on them.
     """
 
     workflow: str
@@ -49,24 +44,10 @@ class Record:
     updated: str
 
 
-@dataclass(frozen=True, slots=True)
-class InputChange:
-    """How the inputs differ from those of the stored checkpoints: names only, never values.
-
-    The tuples are sorted. They are empty where the record has no digest per input (an explicit
-    fingerprint, or too many inputs); `reason` is a sentence in every case.
-    """
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
-    reason: str
-
-
 def new_record(
     workflow: str, fingerprint: str | None, inputs: Mapping[str, str] | None = None
 ) -> Record:
-    """A record of a new generation."""
+    """The record of a new generation."""
     now = _now()
     return Record(
         workflow=workflow,
@@ -81,7 +62,7 @@ def new_record(
 
 
 def overlay(record: Record) -> Record:
-    """The next version of `record`: a new generation that reads through to the present one."""
+    """The next version of `record`: a new generation, whose base is the present one."""
     return replace(
         record,
         token=secrets.token_hex(8),
@@ -92,43 +73,12 @@ def overlay(record: Record) -> Record:
 
 
 def label(record: Record, fingerprint: str) -> Record:
-    """The next version of a record that had no fingerprint: what is there gets this one."""
+    """The next version of a record without a fingerprint: its checkpoints get this one."""
     return replace(record, fingerprint=fingerprint, nonce=secrets.token_hex(16), updated=_now())
 
 
-def change_of(
-    record: Record, fingerprint: str, inputs: Mapping[str, str] | None
-) -> InputChange | None:
-    """What makes these inputs differ from those of `record`; None if they are the same."""
-    if record.base is not None:
-        return _change(record, inputs, "an earlier run reused these checkpoints with other inputs")
-    if record.fingerprint is None:
-        return InputChange((), (), (), "the checkpoints were written without a fingerprint")
-    if record.fingerprint != fingerprint:
-        return _change(record, inputs, "the fingerprint differs")
-    return None
-
-
-def _change(record: Record, inputs: Mapping[str, str] | None, otherwise: str) -> InputChange:
-    if record.inputs is None or inputs is None:
-        return InputChange((), (), (), otherwise)
-    old, new = record.inputs, inputs
-    added = tuple(sorted(new.keys() - old.keys()))
-    removed = tuple(sorted(old.keys() - new.keys()))
-    changed = tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name]))
-    kinds = {"added": added, "removed": removed, "changed": changed}
-    differences = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
-    return InputChange(added, removed, changed, differences or otherwise)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few of these names, and how many more there are."""
-    shown = ", ".join(map(_short.repr, names[:MAX_NAMES]))
-    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
-
-
 def check_fingerprint(fingerprint: str) -> str:
-    """`fingerprint` itself if it can be recorded, else `FingerprintError`."""
+    """Returns `fingerprint` if it can be recorded, and raises `FingerprintError` if not."""
     if not isinstance(fingerprint, str):
         raise FingerprintError(
             f"an explicit fingerprint must be a str, not {type(fingerprint).__name__}: "
@@ -144,7 +94,7 @@ def check_fingerprint(fingerprint: str) -> str:
 
 
 def encode_record(record: Record) -> bytes:
-    """Readable JSON with a checksum. The digests are left out where it is too large with them."""
+    """The record as readable JSON with a checksum. It has no digests if they make it too large."""
     fields: dict[str, object] = {
         "checkpoint_store": VERSION,
         "workflow": record.workflow,
@@ -163,10 +113,11 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes, workflow: str) -> Record:
-    """The record in `data`, which was read as that of `workflow`.
+    """The record in `data`, which was read as the record of `workflow`.
 
-    Raises `UnsupportedFormatError` for a newer format, `InvalidNameError` where a disk that folds
-    case found another workflow's record, and `CorruptRecordError` for everything else.
+    Raises `UnsupportedFormatError` for a newer format, `InvalidNameError` if a disk that does not
+    tell upper from lower case has found another workflow's record, and `CorruptRecordError` for
+    everything else.
     """
     try:
         if len(data) > MAX_RECORD_BYTES:

@@ -1,4 +1,4 @@
-"""What is wrong with a value that has no fingerprint, and where it stands."""
+"""Why a value has no fingerprint, and where in the inputs it stands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .errors import FingerprintError
 
 
 class RefusedError(Exception):
-    """What is wrong with a value, on its way out: every container it leaves adds a step to it."""
+    """Why a value has no fingerprint. Each container around the value adds its step to the path."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         self.reason = reason
@@ -27,7 +27,7 @@ class RefusedError(Exception):
 
 
 def step_of(key: object) -> str:
-    """The part of a path for a key or index: names and numbers, but of nothing else its value."""
+    """The part of a path for a key or an index. It shows names and numbers, no other values."""
     kind = type(key)
     if kind is str:
         return f"[{_shorten(str(key), 60)!r}]"

@@ -1,4 +1,4 @@
-"""Resuming a workflow: read its record, decide, and change it in the order that is safe."""
+"""Starting and resuming a workflow under a policy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Final, overload
 
 from . import _protocol
 from ._fingerprint import combine, input_digests
-from ._policy import CORRUPT, Decision, Policy, changed_error, check_policy, decide
+from ._policy import Decision, Found, Policy, check_policy, decide, resumed
 from ._progress import Progress
-from ._record import Record, check_fingerprint, new_record, overlay
+from ._record import check_fingerprint
 from ._run import Run
+from ._steps import Steps, drive
 from ._store import CheckpointStore
 from .errors import CheckpointStoreError, CorruptRecordError
 
@@ -66,27 +67,28 @@ def resume(
     _check_store(store)
     policy = check_policy(on_input_change)
     current, digests = _fingerprint(inputs, fingerprint, ignore)
-    decision: Decision | None = None
+    steps = resuming(store, workflow_id, current, digests, policy)
+    return drive(store._filesystem, steps)
 
-    def propose(found: Record | CorruptRecordError | None) -> Record | None:
-        nonlocal decision
-        decision = decide(found, current, digests, policy)
-        if decision.action in ("start", "reset"):
-            return new_record(workflow_id, current, digests)
-        assert isinstance(found, Record)
-        if decision.action == "raise":
-            assert decision.change is not None
-            raise changed_error(found, current, decision.change)
-        # Reusing what an earlier run reused already goes on in that run's generation.
-        return overlay(found) if decision.action == "reuse" and found.base is None else None
 
-    filesystem = store._filesystem
-    record = _protocol.change_record(filesystem, workflow_id, propose)
-    assert decision is not None
-    _log(workflow_id, decision)
+def resuming(
+    store: CheckpointStore,
+    workflow_id: str,
+    current: str,
+    digests: Mapping[str, str] | None,
+    policy: Policy,
+) -> Steps[Run]:
+    """Resumes a workflow with inputs whose fingerprint is `current`, made of these digests."""
+    found, record, decision = yield from _protocol.change_record(
+        store._filesystem,
+        workflow_id,
+        lambda found: resumed(found, workflow_id, current, digests, policy),
+    )
+    _log(workflow_id, found, decision)
+    run = store._bind(record, current, decision)
     if decision.action == "reset":
         try:
-            _protocol.collect(filesystem, workflow_id, Progress(None))
+            yield from _protocol.collect(workflow_id, Progress(None))
         except CheckpointStoreError as error:
             logger.warning(
                 "workflow %r was reset, but its old files are still there, out of reach; "
@@ -95,7 +97,7 @@ def resume(
                 workflow_id,
                 error,
             )
-    return store._bind(record, current, decision)
+    return run
 
 
 @overload
@@ -127,7 +129,7 @@ def plan(
     _check_store(store)
     policy = check_policy(on_input_change)
     current, digests = _fingerprint(inputs, fingerprint, ignore)
-    _, found = _protocol.read_version(store._filesystem, workflow_id)
+    _, found = drive(store._filesystem, _protocol.read_version(workflow_id))
     return decide(found, current, digests, policy)
 
 
@@ -152,8 +154,8 @@ def _fingerprint(
     return combine(digests), digests
 
 
-def _log(workflow_id: str, decision: Decision) -> None:
-    change = decision.change
-    level = logging.WARNING if decision.action == "reuse" or change is CORRUPT else logging.INFO
-    why = "" if change is None else f" ({change.reason})"
+def _log(workflow_id: str, found: Found, decision: Decision) -> None:
+    is_loud = decision.action == "reuse" or isinstance(found, CorruptRecordError)
+    why = "" if decision.change is None else f" ({decision.change.reason})"
+    level = logging.WARNING if is_loud else logging.INFO
     logger.log(level, "workflow %r: %s%s", workflow_id, decision.action, why)

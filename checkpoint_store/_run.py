@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast, overload
 
-from ._filesystems.base import Filesystem
-from ._frame import Data, FrameReader, FrameWriter, Header, decode_frame, encode_frame
-from ._names import encode_name, file_name, parse_file_name
+from . import _checkpoints
+from ._changes import listed
+from ._filesystems.base import Contents, Data, Filesystem
+from ._frame import FrameReader, FrameWriter, Header, decode_frame, encode_frame
+from ._names import encode_name
 from ._policy import Decision
 from ._progress import Progress
 from ._protocol import read_record
-from ._record import listed
 from ._serializer import Serializer
-from .errors import CheckpointNotFoundError, CheckpointStoreError, StorageError, storage_errors
+from ._steps import Steps, call, drive
+from .errors import CheckpointNotFoundError, StorageError, storage_errors
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
@@ -59,11 +61,7 @@ class Run:
 
     def __contains__(self, task: str) -> bool:
         """Whether the task has a checkpoint now; it is not read, so it may be damaged."""
-        for header in self._generations(task):
-            with storage_errors(header):
-                if self._filesystem.contains(self._key(header)):
-                    return True
-        return False
+        return self._drive(_checkpoints.contains(self._generations(task)))
 
     def tasks(self) -> set[str]:
         """The names of the tasks that have a checkpoint now."""
@@ -71,7 +69,7 @@ class Run:
 
     def read(self, task: str) -> bytes:
         """The bytes of a checkpoint, verified."""
-        return self._read(self._generations(task))[1]
+        return self._read(task)[1]
 
     def write(self, task: str, data: Data) -> None:
         """Stores bytes as the checkpoint of a task, replacing what it had. All or nothing."""
@@ -80,7 +78,7 @@ class Run:
 
     def load(self, task: str) -> Any:
         """The object that was dumped. Another serializer than that of the store is an error."""
-        header, payload = self._read(self._generations(task))
+        header, payload = self._read(task)
         return self._serializer.loads(header, payload)
 
     def dump(self, task: str, value: T) -> T:
@@ -97,11 +95,7 @@ class Run:
 
         A run that reuses older checkpoints removes the older one of the task, too.
         """
-        # The older first: were only the newer one gone, the older would be found again.
-        for header in reversed(self._generations(task)):
-            with storage_errors(header):
-                for reason in self._filesystem.delete([self._key(header)]).values():
-                    raise OSError(f"it could not be deleted: {reason}")
+        self._drive(_checkpoints.delete(self._generations(task)))
 
     @overload
     def open(self, task: str, mode: Literal["rb"] = "rb") -> BinaryIO: ...
@@ -124,12 +118,12 @@ class Run:
         """
         if mode == "wb":
             header = self._header(task)
-            with storage_errors(header):
-                upload = self._filesystem.open_write(self._key(header))
+            upload = self._drive(call(header, Filesystem.open_write, _checkpoints.key_of(header)))
             return FrameWriter(upload, header, partial(storage_errors, header))
         if mode != "rb":
             raise ValueError(f"a checkpoint is opened as 'rb' or 'wb', not {mode!r}")
-        header, source = self._first(self._generations(task), self._filesystem.open_read)
+        first = _checkpoints.first(self._generations(task), Filesystem.open_read)
+        header, source = self._drive(first)
         reader = FrameReader(source, header, partial(storage_errors, header))
         return cast(BinaryIO, io.BufferedReader(reader, 1024 * 1024))
 
@@ -169,7 +163,7 @@ class Run:
 
     def is_current(self) -> bool:
         """Whether this generation still is the workflow's, or was reset or cleared meanwhile."""
-        record = read_record(self._filesystem, self.workflow_id)
+        record = self._drive(read_record(self.workflow_id))
         return record is not None and record.token == self.token
 
     def _header(self, task: str) -> Header:
@@ -180,37 +174,12 @@ class Run:
         own = self._header(task)
         return [own] if self._base is None else [own, own._replace(token=self._base)]
 
-    def _key(self, header: Header) -> str:
-        folder = encode_name(self.workflow_id, "workflow id")
-        return f"{folder}/{file_name(encode_name(header.task, 'task name'), header.token)}"
-
-    def _first(self, headers: Sequence[Header], call: Callable[[str], R]) -> tuple[Header, R]:
-        """What `call` returns for the first of these files that is there, and which that is."""
-        for header in headers:
-            try:
-                with storage_errors(header, missing_passes=True):
-                    return header, call(self._key(header))
-            except FileNotFoundError:
-                continue
-        raise CheckpointNotFoundError(
-            f"there is no {headers[0]} in generation {self.token}: compute it and dump it (if this "
-            "run had it, another has reset or cleared the workflow since: see is_current)"
-        )
-
     def _newest(self) -> dict[str, Header]:
-        found: dict[str, Header] = {}
-        folder = encode_name(self.workflow_id, "workflow id")
-        with storage_errors(f"listing workflow {self.workflow_id!r}"):
-            for name in (name for page in self._filesystem.pages(folder) for name in page):
-                task, token = parse_file_name(name) or ("", "")
-                if token == self.token or (token and token == self._base and task not in found):
-                    found[task] = Header(self.workflow_id, task, token)
-        return found
+        tokens = [self.token] if self._base is None else [self.token, self._base]
+        return self._drive(_checkpoints.newest(self.workflow_id, tokens))
 
-    def _read(self, headers: Sequence[Header]) -> tuple[Header, bytes]:
-        header, file = self._first(headers, self._filesystem.read)
-        with storage_errors(header):
-            return decode_frame(file, header)
+    def _read(self, task: str) -> tuple[Header, bytes]:
+        return _decoded(*self._drive(_checkpoints.read(self._generations(task))))
 
     def _read_many(
         self, tasks: Iterable[str] | None, callback: Callback | None
@@ -225,43 +194,33 @@ class Run:
         )
         progress.expect(len(wanted))
         found: dict[str, tuple[Header, bytes]] = {}
-        remaining = list(wanted.values())
-        while remaining:
-            older = []
-            keys = [self._key(headers[0]) for headers in remaining]
-            for index, file in self._many(self._filesystem.read_many, keys):
-                header, *rest = remaining[index]
-                with storage_errors(header):
-                    if not isinstance(file, Exception):
-                        found[header.task] = decode_frame(file, header)
-                    elif not isinstance(file, FileNotFoundError):
-                        raise file
-                    elif rest:
-                        older.append(rest)
-                        continue
-                progress.advance()
-            remaining = older
+
+        def keep(_: int, outcome: tuple[Header, Contents] | Exception) -> None:
+            if not isinstance(outcome, Exception):
+                header, file = outcome
+                found[header.task] = _decoded(header, file)
+            elif not isinstance(outcome, CheckpointNotFoundError):
+                raise outcome
+            progress.advance()
+
+        self._drive(_checkpoints.read_many(wanted.values(), keep))
         return {task: found[task] for task in wanted if task in found}
 
     def _write(self, header: Header, data: Data) -> None:
-        parts = encode_frame(header, data)
-        with storage_errors(header):
-            self._filesystem.write(self._key(header), parts)
+        self._drive(_checkpoints.write(header, encode_frame(header, data)))
 
     def _write_many(self, items: Sequence[tuple[Header, Data]], callback: Callback | None) -> None:
         progress = Progress(callback)
         progress.expect(len(items))
-        files = ((self._key(header), encode_frame(header, data)) for header, data in items)
-        failed: dict[int, CheckpointStoreError] = {}
-        for index, error in self._many(self._filesystem.write_many, files):
-            header, _ = items[index]
-            try:
-                with storage_errors(header):
-                    if error is not None:
-                        raise error
-            except CheckpointStoreError as explained:
-                failed[index] = explained
+        failed: dict[int, Exception] = {}
+
+        def note(index: int, outcome: Exception | None) -> None:
+            if outcome is not None:
+                failed[index] = outcome
             progress.advance()
+
+        files = ((header, encode_frame(header, data)) for header, data in items)
+        self._drive(_checkpoints.write_many(files, note))
         if failed:
             reasons = {items[index][0].task: str(failed[index]) for index in sorted(failed)}
             raise StorageError(
@@ -271,10 +230,8 @@ class Run:
                 failures=reasons,
             ) from failed[min(failed)]
 
-    def _many(self, call: Callable[[Iterable[T]], Iterator[R]], items: Iterable[T]) -> Iterator[R]:
-        # A generator, so that nothing is caught of what the loop over it does, such as a callback.
-        with storage_errors(f"several checkpoints of workflow {self.workflow_id!r}"):
-            yield from call(items)
+    def _drive(self, steps: Steps[R]) -> R:
+        return drive(self._filesystem, steps)
 
     def _dumped(self, task: str, value: object) -> tuple[Header, Data]:
         header = self._header(task)
@@ -288,8 +245,13 @@ def _items(mapping: Mapping[str, T]) -> Iterable[tuple[str, T]]:
     return mapping.items()
 
 
+def _decoded(header: Header, file: Contents) -> tuple[Header, bytes]:
+    with storage_errors(header):  # The payload of a large local file is read only now.
+        return decode_frame(file, header)
+
+
 def _flat(header: Header, data: Data) -> memoryview:
-    """The bytes of any buffer, not copied; what is none is a `TypeError` before anything else."""
+    """The bytes of a buffer, which is not copied. Anything else is a `TypeError`."""
     try:
         view = memoryview(data)
         # A shape with a zero cannot be cast.

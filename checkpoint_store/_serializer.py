@@ -1,4 +1,4 @@
-"""Objects to bytes and back, with the serializer that the caller chose."""
+"""Turns objects into bytes and back, with the serializer that the caller chose."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ._frame import Data, Header
+from ._filesystems.base import Data
+from ._frame import Header
 from ._modules import MAIN, importable_name
 from .errors import SerializationError
 
 
 class Serializer:
-    """Anything with `dumps` and `loads`, known by its name.
+    """Anything with `dumps` and `loads`, and its name.
 
-    The name goes into each file. It is compared and never followed: which code reads a file is
-    up to the caller and not to the file.
+    The name is written into each file and compared when the file is loaded. It is never imported:
+    the caller decides which code reads a file, and not the file.
 
-    A module, a class, and an object that has a `__name__` go by that. Any other object goes by its
-    class, if that defines `dumps` and `loads`: what two objects of one class do differently is not
-    seen. Where they are attributes of the object, as of a `SimpleNamespace`, its class says nothing
-    about it, and it must be given a `__name__`. A module that runs goes by the name under which
-    others import it, or by `__main__` if it is a script; so its classes have one name in all
-    processes.
+    The name of a module, a class or an object with a `__name__` is that. Another object has the
+    name of its class, if the class defines `dumps` and `loads`; two objects of one class are not
+    told apart. If `dumps` and `loads` are attributes of the object itself, as in a
+    `SimpleNamespace`, its class says nothing about it, and it must be given a `__name__`. The
+    module that a process runs has the name under which others import it, or `__main__` if it is a
+    script. So a class in it has the same name in all processes.
     """
 
     def __init__(self, implementation: Any, name: str | None = None) -> None:
@@ -72,8 +73,8 @@ class Serializer:
             raise SerializationError(f"{header}: {self.name} cannot load it: {error}") from error
 
     def __reduce__(self) -> tuple[Callable[..., Serializer], tuple[object, str]]:
-        # With its name, which is another's in a worker that runs another module and has got the
-        # class by value.
+        # The name goes along. A worker that runs another module, and has received the class by
+        # value, would find another name.
         if isinstance(self._implementation, ModuleType):
             return _of_module, (self._implementation.__name__, self.name)
         return Serializer, (self._implementation, self.name)
@@ -99,22 +100,23 @@ def _name_of(implementation: object) -> str:
 
 
 def _today(name: str) -> str:
-    """The name for one that version 0.1.0 wrote: it called the module that runs as Python does."""
+    """The present form of a name that version 0.1.0 has written, with `__main__` or
+    `__mp_main__`."""
     module, dot, rest = name.partition(".")
     return importable_name("__main__" if module in MAIN else module) + dot + rest
 
 
 def _is_defined_by(kind: type, function: str, implementation: object) -> bool:
-    """Whether the class of an object says what a function does, and not the object itself."""
+    """Whether a function of an object is defined by its class, and not by the object itself."""
     defined = inspect.getattr_static(kind, function, None)
-    # A slot, or a field of a named tuple, is where an object keeps what is its own.
+    # Slots and the fields of named tuples hold what belongs to the object.
     is_field = inspect.isdatadescriptor(defined) and not isinstance(defined, property)
     found = inspect.getattr_static(implementation, function, None)
     return defined is not None and defined is found and not is_field
 
 
 def _module(kind: type) -> str:
-    # A class that a worker has got by value, as from cloudpickle, is not in the module it runs.
+    # A class that was sent by value, as by cloudpickle, is not in the module that the worker runs.
     outermost = kind.__qualname__.partition(".")[0]
     if kind.__module__ in MAIN and not hasattr(sys.modules.get(kind.__module__), outermost):
         return "__main__"

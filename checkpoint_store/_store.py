@@ -1,4 +1,4 @@
-"""The store: which workflows there are, and one run of each."""
+"""The store: where checkpoints are, and what can be done with whole workflows."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from . import _protocol
 from ._description import Description, describe, last_written
-from ._filesystems import Location, connect, text_of
+from ._filesystems import Filesystem, Location, connect, text_of
 from ._names import decode_name, is_ours
-from ._policy import Decision, changed_error
+from ._policy import Decision, labelled, opened
 from ._progress import Progress
-from ._record import Record, change_of, check_fingerprint, label, new_record
+from ._record import Record, check_fingerprint
 from ._run import Run
 from ._serializer import Serializer
-from .errors import CorruptRecordError, storage_errors
+from ._steps import Steps, call, drive
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
+
+R = TypeVar("R")
 
 
 class CheckpointStore:
@@ -105,7 +107,7 @@ class CheckpointStore:
         Of a workflow that an earlier `reuse` has mixed it is the one from before: to learn whether
         checkpoints come from these inputs, give the fingerprint to `run`, which refuses a mixture.
         """
-        record = _protocol.read_record(self._filesystem, workflow_id)
+        record = self._drive(_protocol.read_record(workflow_id))
         return None if record is None else record.fingerprint
 
     def write_fingerprint(self, workflow_id: str, fingerprint: str) -> None:
@@ -118,17 +120,13 @@ class CheckpointStore:
         """
         check_fingerprint(fingerprint)
 
-        def propose(found: Record | CorruptRecordError | None) -> Record | None:
-            if isinstance(found, CorruptRecordError):
-                raise found
-            if found is not None and found.base is None:
-                if found.fingerprint == fingerprint:
-                    return None
-                if found.fingerprint is None:
-                    return label(found, fingerprint)
-            return new_record(workflow_id, fingerprint)
-
-        _protocol.change_record(self._filesystem, workflow_id, propose)
+        self._drive(
+            _protocol.change_record(
+                self._filesystem,
+                workflow_id,
+                lambda found: labelled(found, workflow_id, fingerprint),
+            )
+        )
 
     def run(self, workflow_id: str, *, fingerprint: str | None = None) -> Run:
         """The current generation of a workflow, for runners with a policy of their own.
@@ -141,17 +139,12 @@ class CheckpointStore:
         if fingerprint is not None:
             check_fingerprint(fingerprint)
 
-        def propose(found: Record | CorruptRecordError | None) -> Record | None:
-            if isinstance(found, CorruptRecordError):
-                raise found
-            if found is None:
-                return new_record(workflow_id, fingerprint)
-            if fingerprint is not None and (change := change_of(found, fingerprint, None)):
-                raise changed_error(found, fingerprint, change)
-            return None
-
-        record = _protocol.change_record(self._filesystem, workflow_id, propose)
-        return self._bind(record, None if record.base else record.fingerprint, None)
+        _, record, decision = self._drive(
+            _protocol.change_record(
+                self._filesystem, workflow_id, lambda found: opened(found, workflow_id, fingerprint)
+            )
+        )
+        return self._bind(record, None if record.base else record.fingerprint, decision)
 
     def clear(self, workflow_id: str, *, callback: Callback | None = None) -> int:
         """Removes a workflow, its record first, and returns the number of checkpoint files gone.
@@ -161,7 +154,7 @@ class CheckpointStore:
         deleted are `IncompleteClearError`; they are out of reach all the same. `callback`, one of
         fsspec's such as `TqdmCallback`, is told of the files that went.
         """
-        return _protocol.clear(self._filesystem, workflow_id, Progress(callback))
+        return self._drive(_protocol.clear(workflow_id, Progress(callback)))
 
     def collect(self, workflow_id: str, *, callback: Callback | None = None) -> int:
         """Deletes the files of generations that a reset retired, and returns how many went.
@@ -169,7 +162,7 @@ class CheckpointStore:
         A reset does it by itself; this is for what it left behind when it was interrupted, or what
         late workers wrote since. Files that any run may still come to read are kept.
         """
-        return _protocol.collect(self._filesystem, workflow_id, Progress(callback))
+        return self._drive(_protocol.collect(workflow_id, Progress(callback)))
 
     def workflows(self) -> Iterator[str]:
         """The ids of all workflows of which there is a file, lazily and in no order.
@@ -179,18 +172,20 @@ class CheckpointStore:
         servers do): there it takes about 100 bytes for each workflow.
         """
         distinct = _Distinct() if self._filesystem.in_pieces else None
-        with storage_errors(f"listing {self!r}"):
-            for folder, names in self._filesystem.folders():
+        more, is_last = None, False
+        while not is_last:
+            steps = call(f"listing {self!r}", Filesystem.list_folders, is_ours, more)
+            page = self._drive(steps)
+            for folder in page.items:
                 workflow_id = decode_name(folder)
-                if workflow_id is None or not any(map(is_ours, names)):
-                    continue
-                # A list in order has them in that of their keys, which go on after the slash.
-                if distinct is None or distinct.is_new(f"{folder}/"):
+                # A sorted list is in the order of the keys, in which a slash follows the folder.
+                if workflow_id is not None and (distinct is None or distinct.is_new(f"{folder}/")):
                     yield workflow_id
+            more, is_last = page.more, page.more is None
 
     def describe(self, workflow_id: str) -> Description:
         """What there is of a workflow: number, size and age of its files. Print it."""
-        return describe(self._filesystem, workflow_id)
+        return self._drive(describe(workflow_id))
 
     def prune(
         self, older_than: timedelta, *, dry_run: bool = False, callback: Callback | None = None
@@ -209,7 +204,7 @@ class CheckpointStore:
         progress = Progress(callback)
 
         def is_old(workflow_id: str) -> bool:
-            written = last_written(self._filesystem, workflow_id)
+            written = self._drive(last_written(workflow_id))
             return written is not None and datetime.now(UTC) - written > older_than
 
         workflow_ids = list(self.workflows())
@@ -223,10 +218,13 @@ class CheckpointStore:
             return old
         pruned = []
         for workflow_id in old:
-            if is_old(workflow_id):  # Deleting the others may have taken long.
+            if is_old(workflow_id):  # To delete the others may have taken long.
                 self.clear(workflow_id)
                 pruned.append(workflow_id)
         return pruned
+
+    def _drive(self, steps: Steps[R]) -> R:
+        return drive(self._filesystem, steps)
 
     def _bind(self, record: Record, fingerprint: str | None, decision: Decision | None) -> Run:
         return Run(
@@ -241,9 +239,10 @@ class CheckpointStore:
 
 
 class _Distinct:
-    """Tells which texts are new.
+    """Tells which of many texts are new.
 
-    As long as they ascend, each of them is, and what came is kept compressed, in a few bytes each.
+    As long as the texts ascend, each of them is new, and they are kept compressed, in a few bytes
+    each. From the first that does not ascend on, they are kept in a set.
     """
 
     def __init__(self) -> None:
@@ -253,6 +252,8 @@ class _Distinct:
         self._seen: set[str] | None = None
 
     def is_new(self, text: str) -> bool:
+        if text == self._last:
+            return False
         if self._seen is None and text > self._last:
             self._last = text
             self._compressed += self._compressor.compress(f"{text}\n".encode())

@@ -23,14 +23,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._record import InputChange
+    from ._changes import InputChange
 
 
 class CheckpointStoreError(Exception):
     """Base of every error of this library."""
 
     def __str__(self) -> str:
-        # KeyError would show the repr of the message.
+        # The `__str__` of KeyError would show the repr of the message.
         return str(self.args[0]) if self.args else ""
 
 
@@ -106,8 +106,8 @@ class SerializationError(CheckpointStoreError):
 
 
 class ContentionError(CheckpointStoreError):
-    """The workflow's record kept changing, or stayed locked, longer than we were ready to try; or
-    the call came from a signal handler that had interrupted another change of it."""
+    """The workflow's record kept changing, or stayed locked, for too long; or the call came from a
+    signal handler that had interrupted another change of the same record."""
 
 
 class IncompleteClearError(CheckpointStoreError):
@@ -119,8 +119,9 @@ class IncompleteClearError(CheckpointStoreError):
 
 
 class StorageError(CheckpointStoreError, OSError):
-    """What the filesystem raised, with the workflow and task named; its exception is the cause and
-    its `errno`, where it had one, is kept.
+    """The filesystem raised an error. The message names the workflow and the task.
+
+    The error of the filesystem is the cause, and its `errno`, if it had one, is kept.
 
     From `write_many` and `dump_many`, `failures` maps each task that was not written to the reason.
     """
@@ -150,10 +151,10 @@ _REMEDIES = {
 
 
 class storage_errors:  # noqa: N801 - a context manager, and a third of the time of a generator
-    """Raises whatever a filesystem raises within as `StorageError` about `subject`.
+    """Turns what a filesystem raises within the block into a `StorageError` about `subject`.
 
-    With `missing_passes`, `FileNotFoundError` is left to the caller: a filesystem of ours raises it
-    for a missing key and nothing else.
+    With `missing_passes`, a `FileNotFoundError` is left as it is: the filesystems of this package
+    raise it for a missing key and for nothing else.
     """
 
     __slots__ = ("_missing_passes", "_subject")

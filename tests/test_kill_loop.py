@@ -16,9 +16,9 @@ import pytest
 
 from checkpoint_store import Run
 
-from .backends import RECORD, LocalBackend
-from .conftest import Bucket
-from .kill_loop import ROOT, WORKFLOWS, Journal, Label, Worker, payload
+from .harness.backends import RECORD, LocalBackend
+from .harness.buckets import Bucket
+from .harness.kill_loop import ROOT, WORKFLOWS, Journal, Label, Worker, payload
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -27,7 +27,15 @@ WORKFLOW, TASK = "wf", "t"
 
 def kill(target: str, kills: int, *options: str) -> dict[str, int]:
     """Runs the loop in an interpreter of its own, because one with threads cannot fork."""
-    command = [sys.executable, "-m", "tests.kill_loop", target, "--kills", str(kills), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.harness.kill_loop",
+        target,
+        "--kills",
+        str(kills),
+        *options,
+    ]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )

@@ -2,7 +2,7 @@
 
 Each operation is performed by a child process, in which one system call after the other fails: the
 process is killed before it, or the call returns an error. Afterwards the questions of
-`test_crashes` are asked: is anything stale, lost, or changed that belongs to somebody else?
+`harness.operations` are asked: is anything stale, lost, or changed that belongs to somebody else?
 
 By default a process is killed only before calls that change something, and calls that only look at
 something fail with EIO alone. With `CHECKPOINT_STORE_HEAVY=1` in the environment, every fault that
@@ -40,8 +40,9 @@ from checkpoint_store import (
 from checkpoint_store._filesystems.locks import lock_name
 from checkpoint_store._frame import Header, encode_frame
 from checkpoint_store._protocol import read_record
+from checkpoint_store._steps import drive
 
-from .local_faults import (
+from .harness.local_faults import (
     BY_NAME,
     Call,
     Ending,
@@ -53,7 +54,8 @@ from .local_faults import (
     templates,
     why_not_traced,
 )
-from .test_crashes import WORKFLOW, LocalWorld, Operation, check_after_fault
+from .harness.operations import WORKFLOW, Operation, check_after_fault
+from .harness.worlds import LocalWorld
 
 __all__ = ["folder", "forker", "templates"]  # Fixtures.
 
@@ -141,7 +143,7 @@ def check(
     outcome = ending.outcome
     assert outcome.foreign == ""
     assert outcome.returned or outcome.error or ending.signal == signal.SIGKILL
-    read_record(world.filesystem(), WORKFLOW)  # No fault makes it corrupt.
+    drive(world.filesystem(), read_record(WORKFLOW))  # No fault makes it corrupt.
     check_after_fault(operation, world, others, returned=outcome.returned)
     # Whatever was left behind, a clear removes it.
     world.store().clear(WORKFLOW)

@@ -20,7 +20,7 @@ from checkpoint_store._filesystems import locks, memory
 from checkpoint_store._filesystems.base import Stored
 from checkpoint_store._filesystems.locks import lock_name
 
-from .backends import Backend, make_backend
+from .harness.backends import Backend, make_backend
 
 PATIENCE = 60
 """Seconds until what hangs fails the test. Nothing is expected to take nearly as long."""

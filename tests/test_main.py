@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -13,31 +12,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from checkpoint_store import CheckpointStore, InvalidNameError, _check
-from checkpoint_store.__main__ import main
+from checkpoint_store import CheckpointStore, InvalidNameError
+from checkpoint_store._command import check as _check
+from checkpoint_store._command.command import main
 from checkpoint_store._filesystems import memory
+from checkpoint_store._filesystems.base import Page
 
-from .conftest import Bucket
-from .servers import Proxy, Request, Response, error
-
-CANARY = "canary-of-a-secret"
-CONDITIONAL = {"exclusive create", "compare-and-swap", "no lost update"}
-UNCONDITIONAL = {
-    "missing is missing",
-    "read after write",
-    "list after write",
-    "list after delete",
-    "whole reads",
-    "large streams",
-    "sibling-safe clear",
-    "durable publish",
-}
+from .harness.buckets import Bucket
+from .harness.command import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, rows, s3_arguments
+from .harness.servers import Proxy, Request, Response, error
 
 NOT_TRIED = {"durable publish"}
 
@@ -46,35 +34,6 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes as on POSI
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "checkpoint_store", *arguments]
-
-
-def marks(output: str) -> dict[str, str]:
-    """What each promise came to: ok, FAIL or --."""
-    found = re.findall(r"^  (ok|FAIL|--) +[\d,]+ ms  (.{19}) \S", output, re.MULTILINE)
-    return {promise.strip(): mark for mark, promise in found}
-
-
-def failed(output: str) -> set[str]:
-    return {promise for promise, mark in marks(output).items() if mark == "FAIL"}
-
-
-def rows(output: str) -> list[list[str]]:
-    """The table of the demonstration: orders, policy, three steps, revenue, and the decision."""
-    return [
-        re.split(r"\s+", line.strip(), maxsplit=7)
-        for line in output.splitlines()
-        if re.match(r"  5,\d\d0 ", line)
-    ]
-
-
-def s3_arguments(bucket: Bucket, endpoint: str = "") -> list[str]:
-    return [
-        f"s3://{bucket.name}/deep/prefix",
-        "--storage-option=key=test",
-        f"--storage-option=secret={CANARY}",
-        f"--storage-option=endpoint_url={endpoint or bucket.endpoint}",
-        '--storage-option=client_kwargs={"region_name": "us-east-1"}',
-    ]
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +215,7 @@ def test_a_server_that_ignores_conditions_is_caught(
     output = capsys.readouterr().out
     assert failed(output) == broken
     for name in ignored:
-        assert re.search(f"the server ignores {name}", output, re.IGNORECASE)
+        assert re.search(f"{name} was ignored", output, re.IGNORECASE)
     assert "Two processes that resume, reset or clear the same workflow" in output
     assert "Let a single process at" in output
     assert bucket.keys() == []
@@ -322,20 +281,25 @@ def sleepy_swap(self, key, old, data):
     return current == old
 
 
-def forgetful_read(self, key, _read=memory.MemoryFilesystem.read, _seen={}):  # noqa: B006
+def forgetful_read(self, key, *_, _read=memory.MemoryFilesystem.read, _seen={}):  # noqa: B006
     """Answers from a cache that nobody keeps up to date."""
     return _seen.setdefault(key, _read(self, key)) if "@" in key else _read(self, key)
 
 
-def torn_read(self, key, _read=memory.MemoryFilesystem.read):
+def torn_read(self, key, *_, _read=memory.MemoryFilesystem.read):
     data = _read(self, key)
     return data[:-1] if "whole" in key and "@" in key else data
 
 
-def greedy_detach(self, folder, _record):
-    for found, names in self.folders():
+def forgetful_list(self, folder, *_, _list=memory.MemoryFilesystem.list_files):
+    is_removal = sys._getframe(1).f_code.co_name == "_remove_files"
+    return _list(self, folder) if is_removal else Page([])
+
+
+def greedy_detach(self, folder, *_):
+    for found in self.list_folders(bool).items:
         if found.startswith(folder):
-            self.delete([f"{found}/{name}" for name in names])
+            self.delete([f"{found}/{file.name}" for file in self.list_files(found).items])
 
 
 @pytest.mark.usefixtures("untouched_memory")
@@ -346,7 +310,7 @@ def greedy_detach(self, folder, _record):
         ("read", forgetful_read, {"read after write"}),
         ("read", torn_read, {"whole reads"}),
         ("detach", greedy_detach, {"sibling-safe clear"}),
-        ("pages", lambda *_: iter(()), {"list after write", "sibling-safe clear"}),
+        ("list_files", forgetful_list, {"list after write", "sibling-safe clear"}),
         ("contains", lambda *_: True, {"list after delete"}),
     ],
 )
@@ -660,131 +624,6 @@ def test_the_version_is_that_of_the_package() -> None:
     done = subprocess.run(command("--version"), capture_output=True, text=True)
 
     assert re.fullmatch(r"checkpoint_store (\d+\.\d+\.\d+\S*|\(not installed\))\n", done.stdout)
-
-
-# For machines
-
-
-def document(output: str) -> dict[str, Any]:
-    """The one JSON object that there is, and nothing else."""
-    parsed: dict[str, Any] = json.loads(output)
-    assert list(parsed) == [
-        *("version", "place", "demonstration", "demonstration_failure", "findings", "warnings"),
-        *("left_behind", "error", "exit_status"),
-    ]
-    return parsed
-
-
-@pytest.mark.usefixtures("untouched_memory")
-@pytest.mark.parametrize("broken", [False, True])
-def test_json_says_what_is_printed(
-    broken: bool,  # noqa: FBT001
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if broken:
-        monkeypatch.setattr(memory.MemoryFilesystem, "contains", lambda *_: True)
-    status = main(["memory://json"])
-    printed = capsys.readouterr().out
-    assert status == broken
-
-    assert main(["memory://json", "--json"]) == status
-
-    output, errors = capsys.readouterr()
-    assert errors == ""
-    found = document(output)
-    names = {True: "ok", False: "FAIL", None: "--"}
-    assert marks(printed) == {
-        finding["promise"]: names[finding["kept"]] for finding in found["findings"]
-    }
-    for finding in found["findings"]:
-        assert list(finding) == ["promise", "kept", "detail", "seconds", "meaning"]
-        assert (finding["meaning"] is not None) == (finding["kept"] is False)
-        # The number of reads beside writes is up to chance.
-        assert finding["promise"] == "whole reads" or finding["detail"] in printed
-    assert rows("\n".join(found["demonstration"])) == rows(printed)
-    assert found["demonstration_failure"] is None
-    (warning,) = found["warnings"]
-    assert f"warning: {warning}" in printed
-    assert found["place"].startswith("memory://json/checkpoint-store-check-")
-    assert found["left_behind"] is None
-    assert found["error"] is None
-    assert found["exit_status"] == status
-
-
-@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
-def test_no_credential_is_in_the_json(
-    bucket: Bucket, proxy: Proxy, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async def repeat(request: Request) -> Response | None:
-        if request.method == "PUT" and ".fingerprint" not in request.path:
-            return None
-        if request.method in ("GET", "DELETE") and "list-type" not in request.query:
-            return None
-        reply = error(400, "Malformed")
-        reply.body = reply.body.replace(b"The message", CANARY.encode())
-        return reply
-
-    proxy.on_request = repeat
-    assert main([*s3_arguments(bucket, proxy.endpoint), "--json"]) == 1
-
-    output, errors = capsys.readouterr()
-    assert CANARY not in output + errors
-    found = document(output)
-    assert "*** of Malformed" in found["demonstration_failure"]
-    assert "*** of Malformed" in found["left_behind"]
-    assert "*** of Malformed" in found["findings"][0]["detail"]
-    assert found["place"].startswith(f"s3://{bucket.name}/deep/prefix/checkpoint-store-check-")
-
-
-@pytest.mark.usefixtures("no_aws_environment")
-def test_what_is_unreachable_is_an_error_in_the_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["s3://bucket", "--json"]) == 2
-
-    output, errors = capsys.readouterr()
-    found = document(output)
-    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in found["error"]
-    assert found["exit_status"] == 2
-    assert found["place"] is None
-    assert found["findings"] == []
-    assert errors == ""
-
-
-def test_a_usage_error_is_an_error_in_the_json(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["memory://", "--json", "--nonsense", CANARY])
-
-    assert end.value.code == 2
-    output, errors = capsys.readouterr()
-    found = document(output)
-    assert found["error"].endswith("unknown ones: --nonsense")
-    assert found["exit_status"] == 2
-    assert errors == ""
-
-
-def test_an_interruption_is_an_error_in_the_json(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(_self: object) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(_check._Checks, "large_streams", interrupt)
-
-    assert main(["memory://json", "--json"]) == 130
-
-    found = document(capsys.readouterr().out)
-    assert found["error"] == "interrupted"
-    assert found["exit_status"] == 130
-    assert found["findings"][-1]["promise"] == "whole reads"
-
-
-@posix
-def test_json_is_all_that_a_process_prints(tmp_path: Path) -> None:
-    done = subprocess.run(command(str(tmp_path), "--json"), capture_output=True, text=True)
-
-    assert done.stderr == ""
-    assert document(done.stdout)["exit_status"] == done.returncode == 0
-    assert done.stdout.isascii()
 
 
 # What others may have written

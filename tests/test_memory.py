@@ -6,11 +6,12 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from checkpoint_store import CheckpointStore, CorruptCheckpointError, Run
-from checkpoint_store._filesystems.base import Entry
+from checkpoint_store._filesystems.base import Entry, Page
 
 MiB = 1024**2
 PAYLOAD = bytes(range(256)) * (32 * 4096)
@@ -76,12 +77,14 @@ def test_damage_to_a_large_file_is_noticed(
 def test_workflows_of_a_list_in_order_are_named_in_little_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def pages(_: str) -> Iterator[list[Entry]]:
-        for page in range(60):
-            yield [Entry(f"wf-{page:03}-{file:03}/.fingerprint", 1, None) for file in range(1000)]
+    async def listed(_: str, page: int | None) -> Page[Entry]:
+        page = page or 0
+        keys = (f"wf-{page:03}-{file:03}/.fingerprint" for file in range(1000))
+        return Page([Entry(key) for key in keys], page + 1 if page < 59 else None)
 
     store = CheckpointStore("s3://bucket/root")
-    monkeypatch.setattr(store._filesystem, "_list", pages)
+    filesystem: Any = store._filesystem
+    monkeypatch.setattr(filesystem._engine, "list", listed)
     # A set of them would take 6 MiB.
     with at_most(2 * MiB):
         assert sum(1 for _ in store.workflows()) == 60_000

@@ -1,10 +1,10 @@
-"""The guards of `mutations.py` are where it looks for them."""
+"""The guards that `harness.mutations` removes are where it looks for them."""
 
 from __future__ import annotations
 
 import pytest
 
-from .mutations import MUTATIONS, ROOT, mutated
+from .harness.mutations import MUTATIONS, ROOT, mutated
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "checkpoint_store").exists(), reason="needs the package's source beside the tests"

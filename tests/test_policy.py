@@ -12,16 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoint_store._changes import InputChange
 from checkpoint_store._policy import (
     POLICIES,
     Decision,
     Policy,
-    changed_error,
+    change_of,
     check_policy,
     decide,
+    labelled,
+    opened,
+    resumed,
 )
-from checkpoint_store._record import InputChange, Record, change_of, new_record, overlay
-from checkpoint_store.errors import CorruptRecordError, InvalidPolicyError
+from checkpoint_store._record import Record, new_record, overlay
+from checkpoint_store.errors import CorruptRecordError, InputChangedError, InvalidPolicyError
 
 ONE, TWO = "1" * 64, "2" * 64
 OLD, NEW = "fp1:sha256:" + ONE, "fp1:sha256:" + TWO
@@ -188,12 +192,85 @@ def test_a_change_tells_no_value() -> None:
 
 
 def test_the_error_tells_what_changed_and_the_remedies() -> None:
-    change = InputChange((), (), ("day",), "changed: 'day'")
-    error = changed_error(SAME, NEW, change)
+    with pytest.raises(InputChangedError) as caught:
+        resumed(SAME, "orders", NEW, NEW_INPUTS, "raise")
+    error = caught.value
     assert (error.workflow_id, error.stored, error.current) == ("orders", OLD, NEW)
-    assert error.change is change
+    assert error.change == InputChange((), (), ("day",), "changed: 'day'")
     for part in ("'orders'", "changed: 'day'", "'reset'", "'reuse'", "another workflow id"):
         assert part in str(error)
+
+
+# What becomes of the record
+
+
+@pytest.mark.parametrize(("kind", "inputs", "policy", "given_as"), CASES)
+def test_a_workflow_is_resumed_with_the_record_that_the_decision_says(
+    kind: str, inputs: str, policy: Policy, given_as: str
+) -> None:
+    found = RECORDS.get(kind, CorruptRecordError("the record is corrupt"))
+    current, digests = (OLD, OLD_INPUTS) if inputs == "same" else (NEW, NEW_INPUTS)
+    shown = digests if given_as == "inputs" else None
+    expected = TABLE[kind, inputs]
+    if policy != "reset" and expected == "corrupt":
+        with pytest.raises(CorruptRecordError):
+            resumed(found, "orders", current, shown, policy)
+        return
+    if policy == "raise" and expected == "changed":
+        with pytest.raises(InputChangedError):
+            resumed(found, "orders", current, shown, policy)
+        return
+    record, decision = resumed(found, "orders", current, shown, policy)
+    assert decision == decide(found, current, shown, policy)
+    if expected == "continue":
+        assert record is found
+    elif decision.action == "reuse":
+        assert isinstance(found, Record)
+        assert record.base == (found.base or found.token)
+        assert record.fingerprint == found.fingerprint
+        assert (record is found) == (found.base is not None)
+    else:
+        assert (record.workflow, record.fingerprint, record.inputs) == ("orders", current, shown)
+        assert record.base is None
+        assert not isinstance(found, Record) or record.token != found.token
+
+
+@pytest.mark.parametrize("kind", [*RECORDS, "corrupt"])
+@pytest.mark.parametrize("fingerprint", [None, OLD, NEW])
+def test_a_workflow_is_opened_with_the_record_there_is_or_a_new_one(
+    kind: str, fingerprint: str | None
+) -> None:
+    found = RECORDS.get(kind, CorruptRecordError("the record is corrupt"))
+    if kind == "corrupt":
+        with pytest.raises(CorruptRecordError):
+            opened(found, "orders", fingerprint)
+    elif found is None:
+        record, _ = opened(found, "orders", fingerprint)
+        assert (record.fingerprint, record.base) == (fingerprint, None)
+    elif fingerprint is None or (kind.startswith("plain") and fingerprint == OLD):
+        assert opened(found, "orders", fingerprint) == (found, None)
+    else:
+        with pytest.raises(InputChangedError):
+            opened(found, "orders", fingerprint)
+
+
+@pytest.mark.parametrize("kind", [*RECORDS, "corrupt"])
+@pytest.mark.parametrize("fingerprint", [OLD, NEW])
+def test_a_label_is_for_what_is_there_only_if_it_had_none(kind: str, fingerprint: str) -> None:
+    found = RECORDS.get(kind, CorruptRecordError("the record is corrupt"))
+    if kind == "corrupt":
+        with pytest.raises(CorruptRecordError):
+            labelled(found, "orders", fingerprint)
+        return
+    record, _ = labelled(found, "orders", fingerprint)
+    assert (record.workflow, record.fingerprint, record.base) == ("orders", fingerprint, None)
+    if kind.startswith("plain") and fingerprint == OLD:
+        assert record is found
+    elif kind == "unknown":
+        assert found is not None
+        assert (record.token, record.nonce == found.nonce) == (found.token, False)
+    else:
+        assert found is None or record.token != found.token
 
 
 # The policy itself

@@ -2,8 +2,8 @@
 
 A killed process cannot show that a sync is missing: what it wrote stays. So each operation is
 performed once while its changes of the disk are recorded. From every prefix of that record all
-disks are made that a power failure could leave behind, and the questions of `test_crashes` are
-asked of each.
+disks are made that a power failure could leave behind, and the questions of `harness.operations`
+are asked of each.
 
 A disk is allowed to be as bad as POSIX permits. Of a file that was not synced there may be nothing,
 any part, or zeros. Each name in a folder that was not synced is as it was when it last was, or as
@@ -30,9 +30,21 @@ import pytest
 
 from checkpoint_store import CheckpointStoreError, Run, resume
 from checkpoint_store._protocol import read_record
+from checkpoint_store._steps import drive
 
-from .local_faults import BY_NAME, Ending, Event, Forker, Hurt, Templates, folder, forker, templates
-from .test_crashes import WORKFLOW, LocalWorld, Operation, check_after_fault, found_by
+from .harness.local_faults import (
+    BY_NAME,
+    Ending,
+    Event,
+    Forker,
+    Hurt,
+    Templates,
+    folder,
+    forker,
+    templates,
+)
+from .harness.operations import WORKFLOW, Operation, check_after_fault, found_by
+from .harness.worlds import LocalWorld
 
 __all__ = ["folder", "forker", "templates"]  # Fixtures.
 
@@ -259,7 +271,7 @@ class Lab:
             run = dataclasses.replace(run, _filesystem=world.filesystem())
             assert run.read_many() == WRITTEN.get(name, run.read_many())
         if name != "reset of a corrupt one":
-            read_record(world.filesystem(), WORKFLOW)  # No power loss makes it corrupt.
+            drive(world.filesystem(), read_record(WORKFLOW))  # No power loss makes it corrupt.
         # Alone a delete is not synced: it may be undone.
         certain = returned and name != "delete"
         check_after_fault(recorded.operation, world, recorded.others, returned=certain)

@@ -32,7 +32,7 @@ from checkpoint_store import (
     resume,
 )
 
-from .backends import KINDS, RECORD, Backend, make_backend
+from .harness.backends import KINDS, RECORD, Backend, make_backend
 
 pytestmark = pytest.mark.filterwarnings(
     # Python 3.12 and later say so of every fork beside a thread. That it works is tested here.
@@ -377,7 +377,7 @@ def interpret(script: str, store: CheckpointStore, temporary: Path, *arguments: 
     if store.url.startswith("plain:"):
         # The warning that it has no conditional writes would end up on stderr.
         prepare = "import logging; logging.disable()\nimport sys; sys.path.append"
-        script = f"{prepare}({root!r}); import tests.backends\n{script}"
+        script = f"{prepare}({root!r}); import tests.harness.backends\n{script}"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, *arguments],
         input=pickle.dumps(store),

@@ -1,27 +1,33 @@
-"""The record and collect protocol: searched exhaustively as a model, which is tied to the code."""
+"""The protocol, searched exhaustively: the shipped steps over a storage that is a model."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from itertools import count
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
 from checkpoint_store import (
-    CheckpointNotFoundError,
     CheckpointStore,
     CheckpointStoreError,
-    StorageError,
-    resume,
+    _checkpoints,
+    _policy,
+    _protocol,
+    _resume,
 )
-from checkpoint_store._filesystems.base import Filesystem
+from checkpoint_store._filesystems.base import Entry, Filesystem, Page
+from checkpoint_store._frame import Header, decode_frame, encode_frame
+from checkpoint_store._steps import call, drive, gather, list_all
 
-from . import protocol_model as model
-from .protocol_model import (
+from .harness import protocol_model as model
+from .harness import protocol_steps
+from .harness.protocol_model import (
     A_RAISE,
+    A_TWO,
     ALSO_WRONG,
     B_BEGINS,
     B_REUSE,
@@ -29,16 +35,26 @@ from .protocol_model import (
     CLEAR,
     COLLECT,
     DESIGN,
-    ERROR,
     LABEL,
     ONE_KEY,
-    REFUSED,
     WRONG,
     A,
     B,
-    Program,
-    Search,
-    System,
+)
+from .harness.protocol_search import Program, Rules, Search, Storage, System, Variant, apply
+from .harness.protocol_steps import (
+    ERROR,
+    GONE,
+    REFUSED,
+    WORKFLOW,
+    Change,
+    Code,
+    File,
+    Swapped,
+    calls,
+    number,
+    origin_of,
+    place,
 )
 
 SHORTEST = {
@@ -55,15 +71,19 @@ SHORTEST = {
     "one key per task, and a late write": ("LOST", 10),
     "a create sent again and arriving after a clear": ("LOST", 13),
     "a create repeated after a clear": ("LOST", 13),
+    "reuse that lays one over another": ("LOST", 8),
+    "the first of two creates in force": ("FORGOTTEN", 5),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DESIGN)
 def test_the_design_is_right_in_every_state(name: str) -> None:
-    found = Search(DESIGN[name]).explore()
+    search = Search(DESIGN[name])
+    found = search.explore()
     assert found.wrong is None
     assert found.states > 1000
+    assert list(search.mistaken()) == []
 
 
 @pytest.mark.parametrize("name", [*WRONG, *ALSO_WRONG])
@@ -76,9 +96,11 @@ def test_a_wrong_variant_is_found_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*WRONG, *ALSO_WRONG])
-def test_a_wrong_variant_differs_from_the_design_by_nothing_but_its_rules(name: str) -> None:
+def test_what_is_shipped_is_right_where_a_variant_is_wrong(name: str) -> None:
     system = {**WRONG, **ALSO_WRONG}[name]
-    assert Search(System(system.programs, timeouts=system.timeouts)).explore().wrong is None
+    shipped = Variant(Rules(asks_conditions=system.variant.rules.asks_conditions))
+    found = Search(System(system.programs, shipped, timeouts=system.timeouts)).explore()
+    assert found.wrong is None
 
 
 @pytest.mark.parametrize("name", [*WRONG, *ALSO_WRONG])
@@ -90,31 +112,106 @@ def test_merging_states_that_are_the_same_hides_nothing(name: str) -> None:
     assert merged.depth == found.depth
 
 
+@pytest.mark.parametrize(
+    "variable", [("change_record", "sent"), ("gather", "results"), ("resuming", "run")]
+)
+def test_a_variable_that_matters_is_missed(
+    variable: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = System([A_TWO, B_REUSE, CLEAR], model.ASKING)
+    search = Search(system)
+    search.explore()
+    assert list(search.mistaken()) == []
+    monkeypatch.setattr(protocol_steps, "IDLE", {*protocol_steps.IDLE, variable})
+    search = Search(system)
+    search.explore()
+    assert any(search.mistaken())
+
+
 def test_only_the_late_write_makes_one_key_per_task_wrong_for_one_process() -> None:
     assert Search(System([CHANGE], ONE_KEY, timeouts=0)).explore().wrong is None
     assert "late" in Search(System([CHANGE], ONE_KEY)).explore(merge=False).trace[-1]
 
 
-# The model and the code.
+# The steps, and the storage that they are driven over.
 
-PRIMITIVES = {
-    "read": ("read_small", "record"),
-    "swap": ("swap", "record"),
-    "detach": ("detach", "record"),
-    "get": ("read", "checkpoint"),
-    "put": ("write", "checkpoint"),
-    "delete": ("delete", "checkpoint"),
-    "list": ("pages", "list"),
-}
-"""What the code calls for a request of the model, and on which kind of key."""
+
+def test_what_is_not_used_any_more_is_forgotten() -> None:
+    def steps(one: str, many: list[str]) -> Generator[str, str, str]:
+        two = yield f"first {one}"
+        for each in many:
+            yield f"second {each}"
+        try:
+            one = yield "third"
+        except KeyError:
+            one = two
+        many = []
+        yield "fourth"
+        return one + "".join(many)
+
+    def remembered() -> tuple[str, ...]:
+        return tuple(value for _, value in place(suspended)[2])
+
+    suspended = steps("one", ["each"])
+    assert remembered() == ("one", ("each",))
+    assert next(suspended) == "first one"
+    assert remembered() == (("each",),)
+    assert suspended.send("two") == "second each"
+    assert remembered() == ("two", "each")
+    assert next(suspended) == "third"
+    assert remembered() == ("two", "each")
+    assert suspended.throw(KeyError()) == "fourth"
+    assert remembered() == ("two", (), "each")
+
+
+def test_side_by_side_is_one_after_another() -> None:
+    def one(name: str) -> protocol_steps.Steps[str]:
+        yield from call(name, Filesystem.contains, name)
+        try:
+            yield from call(name, Filesystem.delete, [name])
+        except OSError:
+            return f"no {name}"
+        return name
+
+    def both() -> protocol_steps.Steps[list[str]]:
+        return (yield from gather([one("a"), one("b")]))
+
+    steps = calls(both())
+    assert next(steps) == ("a", "contains", ("a",))
+    assert steps.send("yes") == ("a", "delete", (["a"],))
+    assert steps.throw(OSError()) == ("b", "contains", ("b",))
+    assert steps.send("yes") == ("b", "delete", (["b"],))
+    with pytest.raises(StopIteration) as stopped:
+        steps.send({})
+    assert stopped.value.value == ["no a", "b"]
+
+
+def test_a_change_of_the_source_that_does_not_apply_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="nowhere to be found"):
+        Code([Change("_protocol", "nowhere to be found", "")])
+
+
+def test_the_package_itself_is_not_replaced() -> None:
+    assert Code([Change("_protocol", "TRIES = 10", "TRIES = 11")]).protocol is not _protocol
+    assert _resume._protocol is _protocol
+    assert _protocol.TRIES == 10
 
 
 class Step(NamedTuple):
-    """An operation, and what happens to its first request of a kind."""
+    """A program, and what happens to its first request of a kind."""
 
     program: Program
     verb: str = ""
     fault: str = ""
+
+
+class Story(NamedTuple):
+    """The requests of a program, what became of it, and what there is then."""
+
+    requests: list[str]
+    end: str
+    record: Any
+    files: list[tuple[str, str, int]]
 
 
 XYZ = "xyz"
@@ -158,121 +255,135 @@ OPERATIONS: dict[str, list[Step]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_the_code_calls_what_the_model_requests(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("checkpoint_store._filesystems.generic.PAGE", 2)
-    expected = requests_of_the_model(OPERATIONS[name])
-    assert [PRIMITIVES[verb] for verb in expected] == calls_of_the_code(OPERATIONS[name])
+def test_the_model_replies_as_a_filesystem_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checkpoint_store._filesystems.base.PAGE", 2)
+    monkeypatch.setattr("checkpoint_store._protocol.PAGES_AT_ONCE", 1)
+    assert over_the_model(OPERATIONS[name]) == over_memory(OPERATIONS[name])
 
 
-def test_every_request_of_the_model_is_compared_with_the_code() -> None:
-    compared = {verb for steps in OPERATIONS.values() for verb in requests_of_the_model(steps)}
-    assert set(PRIMITIVES) == compared
+def test_every_request_is_compared() -> None:
+    compared = {verb for steps in OPERATIONS.values() for verb in over_the_model(steps).requests}
+    assert compared == {"read", "swap", "detach", "get", "put", "delete", "list"}
 
 
-def requests_of_the_model(steps: Sequence[Step]) -> list[str]:
-    """Those of the last step, each step having the storage to itself."""
-    rules, storage, numbers = model.Rules(), model.Storage(), count()
-    for program, faulty, fault in steps:
-        verbs: list[str] = []
-        listed: set[model.File] = set()
-        generator, reply = program[0](rules, *program[1:]), None
-        with suppress(StopIteration, model.StoppedError):
+def over_the_model(steps: Sequence[Step]) -> Story:
+    """The story of the last step, each having the storage to itself."""
+    code, storage = Code(), Storage()
+    for index, (program, faulty, fault) in enumerate(steps):
+        code.begin(range(10 * index, 10 * index + 10))
+        requests: list[str] = []
+        driven = calls(program[0](code, *program[1:]))
+        listed: set[Any] = set()
+        with ended() as end:
+            asked = next(driven)
             while True:
-                request = model.drawn(generator.send(reply), next(numbers))
-                verb = request[0]
-                first = verb not in verbs
-                verbs.append(verb)
+                request = protocol_steps.requested(asked)
+                verb, is_faulty = request[0], request[0] == faulty
+                reply: Any
                 if verb == "list":
-                    reply = tuple(sorted(storage.files - listed)[:2])
+                    size = 1 if storage.record and not listed else 2  # The record is listed first.
+                    reply = tuple(sorted({file[::2] for file in storage.files} - listed)[:size])
                     listed.update(reply)
-                    continue
-                [(after, reply)] = model.apply(rules, 2, storage, request)
-                if first and verb == faulty:
+                else:
+                    [(after, reply)] = apply(Rules(), 2, storage, request)
+                if is_faulty:
+                    faulty = ""
                     outcome = REFUSED if fault == "refused" else ERROR
-                    reply = (request[2], outcome) if verb == "swap" else outcome
-                    after = after if fault == "lost" else storage
-                storage = after
-    return verbs
+                    reply = Swapped(GONE, outcome) if verb == "swap" else outcome
+                storage = storage if verb == "list" or (is_faulty and fault != "lost") else after
+                requests += [verb] if verb != "list" or reply else []
+                asked = protocol_steps.answer(code, driven, asked, reply)
+    return story(requests, end, storage.record, storage.files)
 
 
-def calls_of_the_code(steps: Sequence[Step]) -> list[tuple[str, str]]:
-    store = CheckpointStore(f"memory://protocol-{uuid.uuid4().hex}")
-    filesystem = store._filesystem
-    for step in steps:
-        recorder = Recorder(filesystem, PRIMITIVES.get(step.verb, ("",))[0], step.fault)
+def over_memory(steps: Sequence[Step]) -> Story:
+    filesystem = CheckpointStore(f"memory://protocol-{uuid.uuid4().hex}")._filesystem
+    for program, faulty, fault in steps:
+        recorder = Recorder(filesystem, faulty, fault)
+        store = CheckpointStore("memory://")
         store._filesystem = recorder  # type: ignore[assignment]
-        with suppress(CheckpointStoreError):
-            perform(store, *step.program)
-    store._filesystem = filesystem
-    store.clear("wf")
-    return recorder.calls
+        code = SimpleNamespace(
+            checkpoints=_checkpoints, protocol=_protocol, policy=_policy, resume=_resume,
+            store=store, filesystem=recorder,
+        )  # fmt: skip
+        with ended() as end:
+            end.append(drive(store._filesystem, program[0](code, *program[1:])))
+    record = drive(filesystem, _protocol.read_record(WORKFLOW))
+    listed = drive(filesystem, list_all("", Filesystem.list_files, WORKFLOW))
+    names = [file.name for file in listed if "@" in file.name]
+    files = {Recorder(filesystem).read(f"{WORKFLOW}/{name}") for name in names}
+    filesystem.remove_all()
+    return story(recorder.requests, end, record and protocol_steps.abstract(record), files)
 
 
-def perform(store: CheckpointStore, program: Any, *arguments: Any) -> None:
-    """What a program of the model does, done with the library."""
-    if program is model.collector:
-        store.collect("wf")
-    elif program is model.clearer:
-        store.clear("wf")
-    elif program is model.labeller:
-        inputs, tasks = arguments
-        run = store.run("wf")
-        assert run.fingerprint in (None, inputs)
-        for task in tasks:
-            run.write(task, b"")
-        store.write_fingerprint("wf", inputs)
-    else:
-        assert program is model.worker
-        inputs, policy, tasks = arguments
-        run = resume(store, "wf", fingerprint=inputs, on_input_change=policy)
-        for task in tasks:
-            try:
-                run.read(task)
-            except CheckpointNotFoundError:
-                with suppress(StorageError):
-                    run.write(task, b"")
+@contextmanager
+def ended() -> Iterator[list[Any]]:
+    """What was returned or raised within."""
+    end: list[Any] = []
+    try:
+        yield end
+    except StopIteration as stop:
+        end.append(stop.value)
+    except CheckpointStoreError as error:
+        end.append(error)
+
+
+def story(requests: list[str], end: list[Any], record: Any, files: Collection[File]) -> Story:
+    """Tokens are told by what they are to the record."""
+    live = record[1:3] if record else ()
+    ranks = {token: rank for rank, token in enumerate(live, 1)}
+    [value] = end
+    return Story(
+        requests,
+        origin_of(value) if hasattr(value, "decision") else type(value).__name__,
+        record and (record.inputs, record.base is not None),
+        sorted((file.task, file.origin, ranks.get(file.token, 0)) for file in files),
+    )
 
 
 class Recorder:
-    """A filesystem that notes which primitives are called on which kind of key."""
+    """A filesystem that notes what is requested of it, in the words of the model."""
 
-    def __init__(self, filesystem: Filesystem, faulty: str, fault: str) -> None:
-        self.calls: list[tuple[str, str]] = []
+    VERBS: ClassVar = {"read_small": "read", "read": "get", "write": "put", "list_files": "list"}
+
+    def __init__(self, filesystem: Filesystem, faulty: str = "", fault: str = "") -> None:
+        self.requests: list[str] = []
         self._filesystem = filesystem
         self._faulty = faulty
         self._fault = fault
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._filesystem, name)
-        return self._noting(name, attribute) if callable(attribute) else attribute
+        return partial(self._noted, name, attribute) if callable(attribute) else attribute
 
-    def pages(self, folder: str) -> Iterator[list[str]]:
-        pages = self._filesystem.pages(folder)
-        while True:
-            self.calls.append(("pages", "list"))
-            try:
-                yield next(pages)
-            except StopIteration:
-                return
+    def list_files(self, folder: str, more: Any = None) -> Page[Entry]:
+        page = self._filesystem.list_files(folder, more)
+        # A page with nothing else than the record is an empty one to the model.
+        self.requests += ["list"] if any("@" in file.name for file in page.items) else []
+        return page
 
-    def leftovers(self, folder: str) -> Iterator[list[str]]:
-        return self._filesystem.leftovers(folder)
+    def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:
+        return self._filesystem.list_leftovers(folder, more)
 
-    def each(self, *arguments: Any, **options: Any) -> Iterator[tuple[int, Any]]:
-        return self._filesystem.each(*arguments, **options)
+    def read(self, key: str, *is_wanted: Any) -> File:
+        data = bytes(self._noted("read", self._filesystem.read, key, *is_wanted)[:])
+        task, _, token = key.rpartition("/")[2].partition("@")
+        _, payload = decode_frame(data, Header(WORKFLOW, task, token))
+        return File(task, payload.decode(), number(token))
 
-    def _noting(self, name: str, primitive: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            keys = arguments[0] if name == "delete" else [arguments[-1 if name == "detach" else 0]]
-            [kind] = {"record" if key.endswith(".fingerprint") else "checkpoint" for key in keys}
-            self.calls.append((name, kind))
-            if name != self._faulty:
-                return primitive(*arguments)
-            self._faulty = ""
-            if self._fault == "refused":
-                return False
-            if self._fault == "lost":
-                primitive(*arguments)
-            raise TimeoutError(name)
+    def write(self, key: str, parts: tuple[Header, str]) -> None:
+        header, origin = parts
+        frame = encode_frame(header, memoryview(origin.encode()))
+        self._noted("write", self._filesystem.write, key, frame)
 
-        return call
+    def _noted(self, name: str, primitive: Callable[..., Any], *arguments: Any) -> Any:
+        verb = self.VERBS.get(name, name)
+        self.requests.append(verb)
+        if verb != self._faulty:
+            return primitive(*arguments)
+        self._faulty = ""
+        if self._fault == "refused":
+            return False
+        if self._fault == "lost":
+            primitive(*arguments)
+        raise TimeoutError(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +14,8 @@ import pytest
 from checkpoint_store import CheckpointStore
 from checkpoint_store._filesystems.local import LocalFilesystem
 
-from .backends import make_backend
-from .races import Call, judge_checkpoints, judge_record, race_once, racers
+from .harness.backends import make_backend
+from .harness.races import Call, judge_checkpoints, judge_record, race_once, racers
 
 pytestmark = pytest.mark.filterwarnings(
     # Python 3.12 and later say so of every fork beside a thread.
@@ -57,6 +58,7 @@ class _Unlocked(LocalFilesystem):
 def test_a_race_on_a_storage_without_locks_is_noticed(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store._filesystem = _Unlocked(str(tmp_path), durable=True)
+    store._filesystem.made_by = partial(_Unlocked, str(tmp_path), durable=True)
     with racers(store) as race, pytest.raises(AssertionError, match=r"no order explains"):
         race_once(race, store, 0, 100)
 

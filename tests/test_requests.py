@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,9 +16,11 @@ from urllib.parse import parse_qsl
 import pytest
 
 from checkpoint_store import CheckpointStore, InputChangedError, Run, plan, resume
+from checkpoint_store._filesystems.base import Entry, Page
+from checkpoint_store._protocol import PAGES_AT_ONCE
 
-from . import servers
-from .backends import MotoBackend
+from .harness import servers
+from .harness.backends import MotoBackend
 
 pytestmark = [pytest.mark.usefixtures("no_aws_environment"), pytest.mark.slow]
 
@@ -285,25 +288,30 @@ def test_a_page_is_listed_while_the_one_before_is_deleted(
     assert overlapped == [True, True]
 
 
-def test_no_more_pages_than_are_meant_to_be_are_taken_at_once(store: CheckpointStore) -> None:
-    taken = done = 0
+def test_no_more_pages_than_are_meant_to_be_are_listed_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed = deleted = 0
     ahead = []
 
-    def items() -> Iterator[int]:
-        nonlocal taken
-        for item in range(1, 41):
-            taken = item
-            yield item
+    def list_files(_: str, more: int | None = None) -> Page[Entry]:
+        nonlocal listed
+        listed += 1
+        page = more or 0
+        return Page([Entry(f"task-{page}@0123456789abcdef")], page + 1 if page < 39 else None)
 
-    def call(item: int) -> int:
-        nonlocal done
-        ahead.append(taken - done)
-        done += 1
-        return item
+    def delete(keys: list[str]) -> dict[str, str]:
+        nonlocal deleted
+        ahead.append(listed - deleted)
+        deleted += len(keys)
+        return {}
 
-    found = dict(store._filesystem.each(call, items(), at_most=4))
-    assert found == {index: index + 1 for index in range(40)}
-    assert max(ahead) <= 8  # Four that run, and four whose results wait to be taken.
+    store = CheckpointStore(f"memory://{secrets.token_hex(8)}")
+    monkeypatch.setattr(store._filesystem, "list_files", list_files)
+    monkeypatch.setattr(store._filesystem, "delete", delete)
+    monkeypatch.setattr(store._filesystem, "detach", lambda *_: None)
+    assert store.clear("wf") == 40
+    assert max(ahead) == PAGES_AT_ONCE  # In memory one thing is done at a time.
 
 
 def test_collecting_deletes_once_a_page(

@@ -12,11 +12,9 @@ import pytest
 from fsspec.callbacks import Callback
 
 from checkpoint_store import CheckpointStore, StorageError, _store, resume
+from checkpoint_store._filesystems.base import Entry, Page
 
-from . import backends
-from .backends import SIBLINGS, Backend
-
-backend = backends.backend
+from .harness.backends import SIBLINGS, Backend
 
 A_DAY = timedelta(days=1)
 
@@ -155,12 +153,13 @@ def test_where_files_have_no_time_nothing_is_pruned(
     local: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local.run("wf").write("task", b"")
-    entries = local._filesystem.entries
+    list_files = local._filesystem.list_files
 
-    def timeless(folder: str) -> Iterator[Any]:
-        return (entry._replace(written=None) for entry in entries(folder))
+    def timeless(*arguments: Any) -> Page[Entry]:
+        page = list_files(*arguments)
+        return Page([file._replace(written=None) for file in page.items], page.more)
 
-    monkeypatch.setattr(local._filesystem, "entries", timeless)
+    monkeypatch.setattr(local._filesystem, "list_files", timeless)
     with pytest.raises(StorageError, match="when a file was written"):
         local.prune(timedelta(0))
     assert list(local.workflows()) == ["wf"]

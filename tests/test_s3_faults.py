@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from checkpoint_store import (
-    CheckpointNotFoundError,
     CheckpointStore,
     CorruptCheckpointError,
     CorruptRecordError,
@@ -29,146 +27,67 @@ from checkpoint_store import (
     InputChangedError,
     Run,
     StorageError,
-    fingerprint,
-    plan,
     resume,
 )
-from checkpoint_store._filesystems import s3
+from checkpoint_store._filesystems import s3_transfers
 from checkpoint_store._protocol import TRIES
 
-from .backends import s3_client
-from .faults import READS, RECORD_WRITES, FaultProxy, Injection, Kind, kind_of
-from .servers import Request, Response, error
+from .harness.backends import s3_client
+from .harness.faults import READS, RECORD_WRITES, FaultProxy, Injection, Kind, kind_of
+from .harness.s3_operations import (
+    ABANDONED,
+    ABSENT,
+    ATTEMPTS,
+    BUCKET,
+    CHANGED_FINGERPRINT,
+    CLEAR,
+    COLLECT,
+    CONTAINS,
+    DELETE,
+    DELETE_,
+    FIRST,
+    FULL,
+    IMPATIENT,
+    IS_CURRENT,
+    LARGE_STREAM,
+    LIST,
+    LOAD,
+    MISSING,
+    OPERATIONS,
+    OVERWRITE,
+    PATIENT,
+    PLAN,
+    READ,
+    READ_FINGERPRINT,
+    READ_MANY,
+    READ_RECORD,
+    RESET,
+    REUSE,
+    SMALL_STREAM,
+    STORE_RUN,
+    STREAM_READ,
+    TASKS,
+    TASKS_,
+    THROUGH_BASE,
+    UNCHANGED,
+    UNCHANGED_RESET,
+    WORKFLOWS,
+    WRITE,
+    WRITE_MANY,
+    A,
+    B,
+    C,
+    Operation,
+    State,
+    World,
+    retire,
+    stored,
+    value,
+    write_large,
+)
+from .harness.servers import Request, Response, error
 
 pytestmark = pytest.mark.slow
-
-ATTEMPTS = 2
-"""How often botocore sends a request before it gives up."""
-
-IMPATIENT = 0.4
-"""Seconds that a client waits for a reply where one is withheld; elsewhere it has `PATIENT`."""
-
-PATIENT = 60
-BUCKET = "faults"
-
-A = {"day": "2026-11-23"}
-B = {"day": "2026-11-24"}
-C = {"day": "2026-11-25"}
-
-TASKS = ("one", "two")
-
-
-def value(inputs: dict[str, str], task: str) -> str:
-    return f"{task} of {inputs['day']}"
-
-
-def stored(inputs: dict[str, str], *tasks: str) -> dict[str, bytes]:
-    return {task: json.dumps(value(inputs, task)).encode() for task in tasks}
-
-
-@dataclass(frozen=True)
-class State:
-    """What a workflow holds: the checkpoints computed from `inputs`, None where it has no record.
-
-    A `mixed` one is open to no strict run, and `inputs` are then those of a run with `"reuse"`.
-    """
-
-    inputs: dict[str, str] | None
-    tasks: dict[str, bytes] = field(default_factory=dict)
-    mixed: bool = False
-
-
-ABSENT = State(None)
-FULL = State(A, stored(A, *TASKS))
-
-
-class World:
-    """One root of its own, with siblings, and stores on both sides of the proxy."""
-
-    _numbers = itertools.count()
-
-    def __init__(
-        self, server: str, proxy: FaultProxy, clients: Callable[..., CheckpointStore]
-    ) -> None:
-        self.proxy = proxy
-        self._server = server
-        self._clients = clients
-        self._client = s3_client(server)
-        self._prefix = f"{next(self._numbers)}/root/"
-        self.run: Run | None = None
-        self._siblings: dict[str, Any] = {}
-        for key in ("wf1/one@0123456789abcdef", "wf-1/.fingerprint", "wf%2A/one@0123456789abcdef"):
-            put = self._client.put_object(Bucket=BUCKET, Key=self._prefix + key, Body=key.encode())
-            self._siblings[key] = (put["ETag"], len(key))
-        self.store = self.through()
-
-    def through(self, timeout: float = PATIENT, attempts: int = ATTEMPTS) -> CheckpointStore:
-        """A store behind the proxy that knows nothing yet; its connections are shared."""
-        return self._open(self._clients(self.proxy.endpoint, timeout, attempts))
-
-    def fresh(self) -> CheckpointStore:
-        """A store past the proxy that knows only that conditions are honoured."""
-        store = self._open(self._clients(self._server, PATIENT, ATTEMPTS))
-        store._filesystem.conditional_writes = True
-        return store
-
-    def _open(self, owner: CheckpointStore) -> CheckpointStore:
-        store = CheckpointStore(f"s3://{BUCKET}/{self._prefix.rstrip('/')}")
-        store._filesystem._clients = owner._filesystem._clients  # type: ignore[attr-defined]
-        return store
-
-    def uploads(self) -> list[str]:
-        uploads = self._client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
-        return [item["Key"] for item in uploads if item["Key"].startswith(self._prefix)]
-
-    def prepare(self, state: State, timeout: float = PATIENT) -> None:
-        """Makes that state, and a store behind the proxy that has changed a record before."""
-        if state.inputs is None:
-            self.store = self.through(timeout)
-            return
-        fresh = self.fresh()
-        run = resume(fresh, "wf", A if state.mixed else state.inputs, on_input_change="raise")
-        for task, payload in state.tasks.items():
-            run.dump(task, json.loads(payload))
-        if state.mixed:
-            resume(fresh, "wf", state.inputs, on_input_change="reuse")
-        self.store = self.through(timeout)
-        self.store._filesystem.conditional_writes = True
-        self.run = self.store.run("wf")
-
-    def judge(self, state: State) -> None:
-        """Without faults and from a fresh store."""
-        fresh = self.fresh()
-        for inputs in (A, B):
-            if state.inputs is None:
-                assert plan(fresh, "wf", inputs, on_input_change="raise").action == "start"
-            elif inputs == state.inputs and not state.mixed:
-                run = resume(fresh, "wf", inputs, on_input_change="raise")
-                assert state.tasks == run.read_many()
-            else:
-                with pytest.raises(InputChangedError):
-                    resume(fresh, "wf", inputs, on_input_change="raise")
-        if state.mixed:
-            reused = resume(fresh, "wf", state.inputs, on_input_change="reuse")
-            assert state.tasks == reused.read_many()
-        if state.inputs is not None:
-            fresh.collect("wf")
-            assert len(self.files()) == 1 + len(state.tasks)
-        resume(fresh, "wf", C, on_input_change="reset")
-        if state.inputs is None:
-            fresh.collect("wf")  # What a clear left.
-        assert self.files() == {"wf/.fingerprint"}
-
-    def files(self) -> set[str]:
-        """Those of the workflow, and the siblings are as they were."""
-        reply = self._client.list_objects_v2(Bucket=BUCKET, Prefix=self._prefix)
-        found = {
-            item["Key"].removeprefix(self._prefix): (item["ETag"], item["Size"])
-            for item in reply.get("Contents", ())
-        }
-        own = {key for key in found if key.startswith("wf/")}
-        assert self._siblings == {key: found[key] for key in found.keys() - own}
-        return own
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +116,7 @@ def clients() -> Iterator[Callable[[str, float, int], CheckpointStore]]:
         }
         if (endpoint, timeout, attempts) not in owners:
             made = CheckpointStore(f"s3://{BUCKET}/none", storage_options=options)
-            made._filesystem._client  # type: ignore[attr-defined]  # noqa: B018
+            made._filesystem._engine  # type: ignore[attr-defined]  # noqa: B018
             owners[endpoint, timeout, attempts] = made
         return owners[endpoint, timeout, attempts]
 
@@ -218,206 +137,14 @@ def world(
     retries = "botocore.retries"
     monkeypatch.setattr(f"{retries}.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     monkeypatch.setattr(f"{retries}.quota.RetryQuota.acquire", lambda *_: True)
-    monkeypatch.setattr("checkpoint_store._protocol.time", SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setattr(s3, "_PART_BYTES", 1024)
+    monkeypatch.setattr("checkpoint_store._steps.time", SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(s3_transfers, "_PART_BYTES", 1024)
     proxy.on_request = None
     world = World(ministack_server, proxy, clients)
     yield world
     hook, proxy.on_request = proxy.on_request, None
     if isinstance(hook, Injection):
         hook.release()
-
-
-# The operations
-
-
-class _StopError(Exception):
-    """What a block raises that gives up its stream."""
-
-
-def write_large(run: Run) -> None:
-    with run.open("one", "wb") as stream:
-        for _ in range(25):
-            stream.write(b"x" * 100)
-
-
-def abandon_large(run: Run) -> None:
-    with suppress(_StopError), run.open("one", "wb") as stream:
-        stream.write(b"y" * 2500)
-        raise _StopError
-
-
-def write_small(run: Run) -> None:
-    with run.open("one", "wb") as stream:
-        stream.write(b"small")
-
-
-def stream_read(run: Run) -> bytes:
-    with run.open("one") as stream:
-        return stream.read()
-
-
-def missing(run: Run) -> bool:
-    with pytest.raises(CheckpointNotFoundError):
-        run.load("none")
-    return True
-
-
-def has(run: Run) -> bool:
-    return "one" in run
-
-
-@dataclass(frozen=True)
-class Operation:
-    """A call of the public API: from one state to another, in these requests if all goes well.
-
-    `result` is what it returns, of a run the action that was decided.
-    `cleanup` says that it returns also where deleting fails, with a warning.
-    """
-
-    name: str
-    call: Callable[[World], object]
-    requests: tuple[Kind, ...]
-    start: State = FULL
-    end: State = FULL
-    result: object = None
-    cleanup: bool = False
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def on_run(
-    name: str,
-    call: Callable[[Run], object],
-    *requests: Kind,
-    start: State = FULL,
-    result: object = None,
-    **changed: bytes | None,
-) -> Operation:
-    """One that changes at most the checkpoints named."""
-    tasks = {task: data for task, data in {**start.tasks, **changed}.items() if data is not None}
-
-    def with_run(world: World) -> object:
-        assert world.run is not None
-        return call(world.run)
-
-    return Operation(name, with_run, requests, start, replace(start, tasks=tasks), result)
-
-
-def resuming(inputs: dict[str, str], policy: Any) -> Callable[[World], object]:
-    return lambda world: resume(world.store, "wf", inputs, on_input_change=policy)
-
-
-def retire(world: World) -> None:
-    """Leaves files of a generation that is out of reach."""
-    late = world.fresh().run("wf")
-    resume(world.fresh(), "wf", B, on_input_change="reset")
-    for task in TASKS:
-        late.dump(task, value(A, task))
-
-
-def collect(world: World) -> int:
-    return world.store.collect("wf")
-
-
-LARGE = b"x" * 2500
-MIXED = State(B, stored(A, *TASKS), mixed=True)
-READ_RECORD, READ, LIST, DELETE = Kind.READ_RECORD, Kind.READ, Kind.LIST, Kind.DELETE
-
-FIRST = Operation(
-    "first-resume",
-    resuming(A, "raise"),
-    (READ_RECORD, Kind.CREATE_RECORD, Kind.CREATE_RECORD),
-    ABSENT,
-    State(A),
-    "start",
-)
-UNCHANGED = Operation("unchanged-resume", resuming(A, "raise"), (READ_RECORD,), result="continue")
-UNCHANGED_RESET = Operation(
-    "unchanged-reset", resuming(A, "reset"), (READ_RECORD,), result="continue"
-)
-RESET = Operation(
-    "reset",
-    resuming(B, "reset"),
-    (READ_RECORD, Kind.SWAP_RECORD, LIST, READ_RECORD, DELETE),
-    end=State(B),
-    result="reset",
-    cleanup=True,
-)
-REUSE = Operation(
-    "reuse", resuming(B, "reuse"), (READ_RECORD, Kind.SWAP_RECORD), end=MIXED, result="reuse"
-)
-COLLECT = Operation("collect", collect, (LIST, READ_RECORD, DELETE), State(A), State(B), 2)
-CLEAR = Operation(
-    "clear",
-    lambda world: world.store.clear("wf"),
-    (DELETE, LIST, READ_RECORD, DELETE),
-    end=ABSENT,
-    result=2,
-)
-PLAN = Operation(
-    "plan",
-    lambda world: plan(world.store, "wf", A, on_input_change="raise").action,
-    (READ_RECORD,),
-    result="continue",
-)
-READ_FINGERPRINT = Operation(
-    "read-fingerprint",
-    lambda world: world.store.read_fingerprint("wf"),
-    (READ_RECORD,),
-    result=fingerprint(A),
-)
-STORE_RUN = Operation("store-run", lambda world: world.store.run("wf"), (READ_RECORD,))
-CHANGED_FINGERPRINT = Operation(
-    "write-fingerprint",
-    lambda world: world.store.write_fingerprint("wf", fingerprint(B)),
-    (READ_RECORD, Kind.SWAP_RECORD),
-    end=State(B),
-)
-WORKFLOWS = Operation(
-    "workflows",
-    lambda world: sorted(world.store.workflows()),
-    (LIST,),
-    result=["wf", "wf*", "wf-1", "wf1"],
-)
-IS_CURRENT = on_run("is-current", lambda run: run.is_current(), READ_RECORD, result=True)
-WRITE = on_run("write", lambda run: run.write("new", b"new"), Kind.WRITE, new=b"new")
-OVERWRITE = on_run("overwrite", lambda run: run.write("one", b"new"), Kind.WRITE, one=b"new")
-WRITE_MANY = on_run(
-    "write-many",
-    lambda run: run.write_many({"one": b"1", "two": b"2"}),
-    *[Kind.WRITE] * 2,
-    one=b"1",
-    two=b"2",
-)
-LOAD = on_run("load", lambda run: run.load("one"), READ, result=value(A, "one"))
-MISSING = on_run("load-missing", missing, READ, result=True)
-CONTAINS = on_run("contains", has, READ, result=True)
-THROUGH_BASE = on_run(
-    "read-through-base",
-    lambda run: run.read("one"),
-    READ,
-    READ,
-    start=MIXED,
-    result=MIXED.tasks["one"],
-)
-TASKS_ = on_run("tasks", lambda run: run.tasks(), LIST, result=set(TASKS))
-READ_MANY = on_run("read-many", lambda run: run.read_many(), LIST, *[READ] * 2, result=FULL.tasks)
-DELETE_ = on_run("delete", lambda run: run.delete("one"), DELETE, one=None)
-SMALL_STREAM = on_run("small-stream", write_small, Kind.WRITE, one=b"small")
-LARGE_STREAM = on_run(
-    "large-stream", write_large, Kind.BEGIN, *[Kind.PART] * 3, Kind.COMPLETE, one=LARGE
-)
-ABANDONED = on_run("abandoned-stream", abandon_large, Kind.BEGIN, *[Kind.PART] * 2, Kind.ABORT)
-STREAM_READ = on_run("stream-read", stream_read, READ, result=FULL.tasks["one"])
-
-OPERATIONS = [
-    FIRST, UNCHANGED, UNCHANGED_RESET, RESET, REUSE, COLLECT, CLEAR, PLAN, READ_FINGERPRINT,
-    STORE_RUN, CHANGED_FINGERPRINT, WORKFLOWS, IS_CURRENT, WRITE, OVERWRITE, WRITE_MANY, LOAD,
-    MISSING, CONTAINS, THROUGH_BASE, TASKS_, READ_MANY, DELETE_, SMALL_STREAM, LARGE_STREAM,
-    ABANDONED, STREAM_READ,
-]  # fmt: skip
 
 
 # The faults

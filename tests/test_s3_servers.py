@@ -20,9 +20,9 @@ from botocore.config import Config
 from checkpoint_store import CheckpointStore, StorageError, resume
 from checkpoint_store._filesystems.s3 import S3Filesystem
 
-from .conftest import Bucket
-from .faults import Kind, kind_of
-from .servers import Proxy, Request, Response, error
+from .harness.buckets import Bucket
+from .harness.faults import Kind, kind_of
+from .harness.servers import Proxy, Request, Response, error
 
 MiB = 1024**2
 
@@ -299,7 +299,7 @@ OPERATIONS: dict[str, Callable[[S3Filesystem], object]] = {
     "contains": lambda fs: fs.contains("wf/a"),
     "write": lambda fs: fs.write("wf/a", [b"1"]),
     "swap": lambda fs: fs.swap("wf/a", None, b"1"),
-    "list": lambda fs: list(fs.pages("wf")),
+    "list": lambda fs: fs.list_files("wf"),
     "delete": lambda fs: fs.delete(["wf/a"]),
 }
 
@@ -363,7 +363,7 @@ def test_an_interrupt_while_an_upload_is_at_work_leaves_none_behind(
 ) -> None:
     run = store.run("wf")
     done = threading.Event()
-    client = store._filesystem._client  # type: ignore[attr-defined]
+    client = store._filesystem._engine  # type: ignore[attr-defined]
     interrupted: list[bool] = []
 
     async def answer(request: Request) -> Response | None:
@@ -415,7 +415,7 @@ def test_a_stream_that_is_dropped_on_fsspecs_own_thread_leaves_no_upload(
     assert unfinished(bucket) == ["root/wf/x@" + run.token]
     cycle: list[Any] = [stream]
     cycle.append(cycle)
-    client = store._filesystem._client  # type: ignore[attr-defined]
+    client = store._filesystem._engine  # type: ignore[attr-defined]
 
     waiting: list[str] = []
     result = Future.result

@@ -27,11 +27,11 @@ import fsspec
 import pytest
 
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Run, plan, resume
-from checkpoint_store.__main__ import main
+from checkpoint_store._command.command import main
 
-from .backends import GenericBackend, MotoBackend, PlainFileSystem
-from .faults import STATUSES, FaultProxy, Kind, kind_of
-from .servers import Request, Response, error
+from .harness.backends import GenericBackend, MotoBackend, PlainFileSystem
+from .harness.faults import STATUSES, FaultProxy, Kind, kind_of
+from .harness.servers import Request, Response, error
 
 pytestmark = [pytest.mark.usefixtures("no_aws_environment"), pytest.mark.slow]
 
@@ -108,7 +108,7 @@ def watch(
 ) -> Iterator[Watch]:
     caplog.set_level(logging.DEBUG, "checkpoint_store")
     monkeypatch.setattr(
-        "checkpoint_store._protocol.time", SimpleNamespace(sleep=lambda _: None), raising=True
+        "checkpoint_store._steps.time", SimpleNamespace(sleep=lambda _: None), raising=True
     )
     watch = Watch()
     yield watch

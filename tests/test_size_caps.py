@@ -30,14 +30,12 @@ from checkpoint_store import (
 from checkpoint_store._filesystems.locks import lock_name
 from checkpoint_store._frame import Header, encode_header
 
-from . import backends
-from .backends import RECORD, GenericBackend, LocalBackend, make_backend
-from .conftest import Bucket
-from .faults import Kind, kind_of
-from .servers import Proxy, Request, Response
-from .test_frame import measured
-
-pytestmark = pytest.mark.slow
+from .harness import backends
+from .harness.backends import RECORD, GenericBackend, LocalBackend, make_backend
+from .harness.buckets import Bucket
+from .harness.faults import Kind, kind_of
+from .harness.memory import measured
+from .harness.servers import Proxy, Request, Response
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +51,6 @@ BOUNDED = 64 * MIB
 """The end of what has none, so that a test which fails does not exhaust the machine."""
 
 INPUTS = {"day": 1}
-backend = backends.backend
 
 
 def sparse(path: Path, size: int, head: bytes = b"") -> None:

@@ -7,17 +7,12 @@ that arose since the stream was opened. Everything else discards, and none of it
 from __future__ import annotations
 
 import asyncio
-import bz2
-import codecs
 import contextlib
-import csv
 import dis
 import functools
 import gc
 import gzip
-import io
 import itertools
-import lzma
 import subprocess
 import sys
 import tarfile
@@ -34,7 +29,8 @@ import pytest
 from checkpoint_store import CheckpointStore, Run, StorageError, resume
 from checkpoint_store._frame import FrameWriter
 
-from . import backends
+from .harness import backends
+from .harness.wrappers import LEFT, WRAPPERS, as_text, leave_arrow
 
 numbers = itertools.count()
 
@@ -56,57 +52,6 @@ def memory_run() -> Run:
 class Boom(Exception):  # noqa: N818 - it is no error of anybody's
     pass
 
-
-def as_text(writer: FrameWriter) -> Any:
-    return io.TextIOWrapper(writer, encoding="utf-8", newline="")
-
-
-def as_buffered(writer: FrameWriter) -> Any:
-    return codecs.getwriter("utf-8")(io.BufferedWriter(writer, 16))  # type: ignore[arg-type]
-
-
-def as_stacked(writer: FrameWriter) -> Any:
-    return as_text(io.BufferedWriter(writer, 16))  # type: ignore[arg-type]
-
-
-def as_stream_writer(writer: FrameWriter) -> Any:
-    return codecs.getwriter("utf-8")(writer)
-
-
-def as_closing(writer: FrameWriter) -> Any:
-    class Text(contextlib.closing[Any]):
-        def __enter__(self) -> Any:
-            return as_stream_writer(super().__enter__())
-
-    return Text(writer)
-
-
-def as_exit_stack(writer: FrameWriter) -> Any:
-    class Text(contextlib.ExitStack):
-        def __enter__(self) -> Any:
-            return super().__enter__().enter_context(as_text(writer))
-
-    return Text()
-
-
-@contextlib.contextmanager
-def as_generator(writer: FrameWriter) -> Iterator[Any]:
-    text = as_text(writer)
-    try:
-        yield text
-    finally:
-        text.close()
-
-
-WRAPPERS: list[Callable[[FrameWriter], Any]] = [
-    as_text,
-    as_buffered,
-    as_stacked,
-    as_stream_writer,
-    as_closing,
-    as_exit_stack,
-    as_generator,
-]
 
 # Where a stream is opened, wrapped and closed: in no clause, or in one that handles an exception.
 
@@ -399,92 +344,6 @@ def test_what_was_given_up_on_purpose_is_no_error_at_the_end_of_the_block(run: R
     assert run.tasks() == set()
 
 
-# Dropped without being closed
-
-
-def leave_text(writer: FrameWriter) -> Any:
-    text = as_text(writer)
-    text.write("half")
-    return text
-
-
-def leave_buffered(writer: FrameWriter) -> Any:
-    buffered = io.BufferedWriter(writer)  # type: ignore[arg-type]
-    buffered.write(b"half")
-    return buffered
-
-
-def leave_stacked(writer: FrameWriter) -> Any:
-    stacked = as_stacked(writer)
-    stacked.write("half")
-    return stacked
-
-
-def leave_csv(writer: FrameWriter) -> Any:
-    table = csv.writer(as_stacked(writer))
-    table.writerow(["half"])
-    return table
-
-
-def leave_gzip(writer: FrameWriter) -> Any:
-    text = as_text(gzip.GzipFile(fileobj=writer, mode="wb"))  # type: ignore[arg-type]
-    text.write("half")
-    return text
-
-
-def leave_lzma(writer: FrameWriter) -> Any:
-    compressed = lzma.LZMAFile(writer, "wb")  # type: ignore[arg-type]  # noqa: SIM115
-    compressed.write(b"half")
-    return compressed
-
-
-def leave_bz2(writer: FrameWriter) -> Any:
-    compressed = bz2.BZ2File(writer, "wb")  # type: ignore[arg-type]
-    compressed.write(b"half")
-    return compressed
-
-
-def leave_zip(writer: FrameWriter) -> Any:
-    archive = zipfile.ZipFile(writer, "w")  # type: ignore[arg-type]
-    archive.writestr("a", "half")
-    return archive
-
-
-def leave_tar(writer: FrameWriter) -> Any:
-    archive = tarfile.open(fileobj=writer, mode="w|")  # type: ignore[call-overload]  # noqa: SIM115
-    archive.addfile(tarfile.TarInfo("a"))
-    return archive
-
-
-def leave_stream_writer(writer: FrameWriter) -> Any:
-    text = as_stream_writer(writer)
-    text.write("half")
-    return text
-
-
-def leave_arrow(writer: FrameWriter) -> Any:
-    import pyarrow
-
-    sink = pyarrow.PythonFile(writer, mode="w")
-    sink.write(b"half")
-    return sink
-
-
-LEFT = [
-    leave_text,
-    leave_buffered,
-    leave_stacked,
-    leave_csv,
-    leave_gzip,
-    leave_lzma,
-    leave_bz2,
-    leave_zip,
-    leave_tar,
-    leave_stream_writer,
-    leave_arrow,
-]
-
-
 def drop_at_once(leave: Callable[[FrameWriter], Any], run: Run) -> None:
     leave(run.open("x", "wb"))
 
@@ -561,7 +420,7 @@ def test_what_is_open_when_the_interpreter_ends_is_discarded(tmp_path: Any, leav
     script = textwrap.dedent(f"""
         import sys
         from checkpoint_store import CheckpointStore
-        from tests.test_streams import {leave}
+        from tests.harness.wrappers import {leave}
         left = {leave}(CheckpointStore({str(tmp_path)!r}).run("wf").open("x", "wb"))
     """)
     done = subprocess.run(

@@ -2,66 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from functools import partial
+from importlib import import_module
+from typing import Any
 
-from ..errors import InvalidURLError
-from .base import Filesystem
+from .base import Filesystem, Settings
+from .urls import (
+    AZURE,
+    GOOGLE,
+    LOCAL,
+    S3,
+    Location,
+    UPath,
+    split,
+    text_of,
+)
 
 __all__ = ["Filesystem", "Location", "connect", "text_of"]
 
-MAX_PREFIX_BYTES = 512
-"""S3 allows keys of 1,024 bytes, and a workflow with a task and its token may take 467."""
+_REGISTRY = {
+    **dict.fromkeys(LOCAL, ("local", "LocalFilesystem")),
+    "memory": ("memory", "MemoryFilesystem"),
+    **dict.fromkeys(S3, ("s3", "S3Filesystem")),
+    **dict.fromkeys(AZURE, ("conditional", "AzureFilesystem")),
+    **dict.fromkeys(GOOGLE, ("conditional", "GoogleFilesystem")),
+}
+"""For each protocol the module and the class of its filesystem, which are imported when needed."""
 
-# One letter before a colon is a Windows drive.
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-# A secret may hold a slash; what follows a host's colon is otherwise a port.
-_USERINFO = re.compile(r"[^/]*@|[^/]*:(?!\d*(/|\Z)).*@", re.DOTALL)
-# What is a user name elsewhere names the container here, and the host its account.
-_CONTAINER = re.compile(r"[a-z0-9-]+@[a-z0-9]+\.(dfs|blob)\.core\.windows\.net(/|\Z)")
-# Of an access point, which takes the place of a bucket. botocore knows it by the same rules.
-_ARN = re.compile(
-    r"arn:aws[a-z-]*:(?:"
-    # Without a region where it is of several.
-    r"s3:[a-z0-9-]*:\d{12}:accesspoint[/:][A-Za-z0-9.-]{1,63}|"
-    r"s3-object-lambda:[a-z0-9-]+:\d{12}:accesspoint[/:][A-Za-z0-9-]{1,63}|"
-    r"s3-outposts:[a-z0-9-]+:\d{12}:outpost[/:][A-Za-z0-9-]{1,63}[/:]accesspoint[/:][A-Za-z0-9-]{1,63}"
-    r")(?![^/?#])",
-    re.ASCII,
-)
-_S3 = ("s3", "s3a")
-# The extra of this package that installs what a protocol needs.
-_EXTRAS = {**dict.fromkeys(("abfs", "abfss", "az"), "azure"), **dict.fromkeys(("gs", "gcs"), "gcs")}
-# They would answer from copies that nobody keeps up to date.
-_CACHING = {"blockcache", "cached", "filecache", "simplecache"}
-
-
-@runtime_checkable
-class _UPath(Protocol):
-    """As much as counts of universal_pathlib's `UPath`, which remote is no `os.PathLike`."""
-
-    @property
-    def protocol(self) -> str: ...
-    @property
-    def storage_options(self) -> Mapping[str, Any]: ...
-
-
-Location = str | os.PathLike[str] | _UPath
-
-
-def text_of(url: Location) -> str:
-    """The URL or path, of a `UPath` without its options."""
-    if isinstance(url, _UPath):
-        text = str(url)
-        if url.protocol not in ("", "file", "local") and "://" not in text:
-            _refuse(text, "is relative to a URL and would become a folder here: join the two")
-        return text
-    text = os.fspath(url) if isinstance(url, os.PathLike) else url
-    if not isinstance(text, str):
-        raise InvalidURLError(f"a URL must be a str or a path, not a {type(url).__name__}")
-    return text
+_ANY_OTHER = ("generic", "GenericFilesystem")
 
 
 def connect(
@@ -71,122 +40,19 @@ def connect(
     durable: bool = True,
     max_concurrency: int = 32,
 ) -> Filesystem:
-    """The filesystem at `url`, without any input or output yet."""
+    """The filesystem at `url`. Nothing is read or written yet."""
     text = text_of(url)
     if not isinstance(storage_options, Mapping | None):
         raise TypeError(f"storage_options must be a dict, not {type(storage_options).__name__}")
-    own_options = url.storage_options if isinstance(url, _UPath) else {}
+    own_options = url.storage_options if isinstance(url, UPath) else {}
     options = {**own_options, **(storage_options or {})}
-    scheme, rest = _split(text)
-    if scheme in ("file", "local"):
-        return _local(rest, options, durable=durable)
-
-    path = rest.rstrip("/")
-    parts = path.split("/")
-    if re.search(r"[?#\x00-\x1f\x7f]", path):
-        _refuse(text, "holds '?', '#' or a control character: leave them out")
-    if ("" in parts[1:] and parts[0]) or {".", ".."} & set(parts):
-        _refuse(text, "holds an empty, '.' or '..' segment, which storage takes literally")
-    if scheme == "memory":
-        from .memory import MemoryFilesystem
-
-        _refuse_options(text, options)
-        return MemoryFilesystem(f"/{path}" if path else "")
-    if scheme in _S3:
-        from .s3 import S3Filesystem
-
-        arn = _ARN.match(path)
-        bucket = arn[0] if arn else parts[0]
-        if not bucket:
-            _refuse(text, "names no bucket: write s3://bucket/prefix")
-        prefix = path[len(bucket) + 1 :]
-        if len(prefix.encode("utf-8", "surrogatepass")) > MAX_PREFIX_BYTES:
-            _refuse(text, f"is too long: S3 keys leave {MAX_PREFIX_BYTES} bytes for the prefix")
-        return S3Filesystem(bucket, prefix, options, max_concurrency=max_concurrency)
-    return _generic(text, scheme, rest, options, max_concurrency=max_concurrency)
-
-
-def _split(text: str) -> tuple[str, str]:
-    if not text or "\0" in text:
-        _refuse(text, "is empty or holds a NUL: name a folder or a URL")
-    match = _SCHEME.match(text)
-    if match is None:
-        if "://" in text:
-            _refuse(text, "is neither a path nor a URL: correct what stands before '://'")
-        try:
-            return "file", os.path.abspath(os.path.expanduser(text))
-        except (OSError, ValueError):
-            _refuse(text, "leads to no folder: give an absolute path")
-    scheme, rest = match[1].lower(), text[match.end() :]
-    checked = rest
-    if scheme in _S3 and rest.startswith("//arn:"):
-        arn = _ARN.match(rest, 2)
-        if arn is None:
-            _refuse(
-                text,
-                "has an ARN that is none of an access point: write the name of the bucket in its "
-                "place, or arn:aws:s3:region:account:accesspoint/name with the account's 12 digits",
-            )
-        # Its own colons neither chain nor set off a password.
-        checked = f"//{rest[arn.end() :]}"
-    if "::" in f"{scheme}:{checked}":
-        _refuse(text, "chains filesystems with '::': give the URL of the last one alone")
-    if not rest.startswith("//"):
-        _refuse(text, f"is neither a path nor a URL: write {scheme}://… or begin a path with ./")
-    is_container = _EXTRAS.get(scheme) == "azure" and _CONTAINER.match(rest[2:])
-    if _USERINFO.match(checked[2:]) and not is_container:
-        _refuse(text, "holds a user name or password: give them in storage_options")
-    return scheme, rest[2:]
-
-
-def _local(path: str, options: Mapping[str, Any], *, durable: bool) -> Filesystem:
-    from .local import LocalFilesystem
-
-    _refuse_options(path, options)
-    if not os.path.isabs(path):
-        _refuse(f"file://{path}", "is not absolute: write file:///…, or the path alone")
-    return LocalFilesystem(os.path.normpath(path), durable=durable)
-
-
-def _generic(
-    text: str, scheme: str, rest: str, options: Mapping[str, Any], *, max_concurrency: int
-) -> Filesystem:
-    import fsspec
-
-    from .conditional import AzureFilesystem, GoogleFilesystem
-    from .generic import GenericFilesystem
-
-    if scheme in _CACHING:
-        _refuse(text, "is a cache, which may be out of date: give the URL of what it caches")
-    try:
-        implementation = fsspec.get_filesystem_class(scheme)
-    except ImportError as error:
-        if extra := _EXTRAS.get(scheme):
-            raise ImportError(
-                f"{scheme}:// needs pip install 'checkpoint-store[{extra}]'"
-            ) from error
-        raise
-    except (AttributeError, ValueError):  # The former where a package has dropped its protocol.
-        _refuse(text, f"has a protocol that fsspec does not know, {scheme}: check its spelling")
-    url = f"{scheme}://{rest}"
-    try:
-        # What the URL itself says of the server, such as its host.
-        options = {**implementation._get_kwargs_from_urls(url), **options}
-        path = str(implementation._strip_protocol(url)).rstrip("/")
-    except Exception:  # noqa: BLE001
-        _refuse(text, f"is not what fsspec expects of a URL with {scheme}: correct it")
-    kinds: dict[str, type[GenericFilesystem]] = {"azure": AzureFilesystem, "gcs": GoogleFilesystem}
-    kind = kinds.get(_EXTRAS.get(scheme, ""), GenericFilesystem)
-    return kind(scheme, path, options, max_concurrency=max_concurrency)
-
-
-def _refuse_options(text: str, options: Mapping[str, Any]) -> None:
-    if options:
-        _refuse(text, f"takes no storage_options, but was given {', '.join(sorted(options))}")
-
-
-def _refuse(text: str, why: str) -> NoReturn:
-    # What stands before an @ or behind a ? might be a secret.
-    _, at, behind = text.rpartition("@")
-    shown = (f"…@{behind}" if at else behind).partition("?")[0]
-    raise InvalidURLError(f"{shown!r} {why}") from None
+    parts = split(text)
+    module, name = _REGISTRY.get(parts.protocol, _ANY_OTHER)
+    kind: type[Filesystem] = getattr(import_module(f".{module}", __name__), name)
+    filesystem = kind.at(parts, Settings(options, durable, max_concurrency))
+    # From another working folder a relative path would lead elsewhere.
+    filesystem.url = parts.rest if parts.protocol in LOCAL else text
+    filesystem.made_by = partial(
+        connect, filesystem.url, options, durable=durable, max_concurrency=max_concurrency
+    )
+    return filesystem

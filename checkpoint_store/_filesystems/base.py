@@ -5,55 +5,100 @@ from __future__ import annotations
 import os
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple, Self, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
-from .._frame import Contents, Data, Source
+if TYPE_CHECKING:
+    from .urls import URL
 
 SMALL_BYTES = 64 * 1024 + 1
-"""As much of a record as is ever read: one byte more than it may have."""
+"""As many bytes `read_small` reads at most: one more than a record may have."""
+
+HEAD_BYTES = 64 * 1024
+"""As many bytes of a file are read before the caller is asked whether it wants the rest."""
 
 PAGE = 1000
-"""Names a page, as S3 lists and deletes them."""
+"""As many files a page of a list has at most, and as many one `delete` is given. Both are the
+limits of S3."""
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | getattr(os, "O_BINARY", 0)
-"""Flags for a new file of our own, whatever lies in its place."""
+"""The flags with which a new file is opened. They refuse a file or a link that is there already."""
+
+Data = bytes | bytearray | memoryview
 
 _T = TypeVar("_T")
-_R = TypeVar("_R")
+
+
+class Contents(Protocol):
+    """The contents of a whole file: `bytes`, or an object that reads a slice when asked for it."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+class Source(Protocol):
+    """An open file that is read as a stream. `read` returns b"" only at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
 
 
 class Stored(NamedTuple):
-    """A small file as it was read, for a later `swap`."""
+    """A small file as it was read. A later `swap` compares it with the file that is there then."""
 
     data: bytes
     etag: str = ""
 
 
 class Entry(NamedTuple):
-    """A file in a folder: its size in bytes, and the time of its last change since the epoch in
-    seconds, or None if the storage does not tell."""
+    """A file in a folder: its size in bytes, and the time of its last change in seconds since the
+    epoch, or None if the storage does not tell."""
 
     name: str
-    size: int
-    written: float | None
+    size: int = 0
+    written: float | None = None
+
+
+class Page(NamedTuple, Generic[_T]):
+    """A part of a list. `more` is what to ask the next page with, or None after the last one."""
+
+    items: list[_T]
+    more: Any = None
+
+
+def page_of(items: Iterator[_T]) -> Page[_T]:
+    """The next page of a list whose items come from an iterator."""
+    found = list(islice(items, PAGE))
+    return Page(found, items if len(found) == PAGE else None)
+
+
+class Settings(NamedTuple):
+    """What a store was asked for. A kind of storage leaves alone what it has no use for.
+
+    `options` are those of fsspec. `durable` and `max_concurrency` are those of `CheckpointStore`.
+    """
+
+    options: Mapping[str, Any]
+    durable: bool
+    max_concurrency: int
 
 
 class Upload(ABC):
     """A file being written. It is invisible until `commit`; `discard` leaves no trace.
 
-    One that is dropped discards itself, so that an interrupt between any two steps leaves nothing
-    behind. A forked child has a copy of it, but the file is its parent's: `discard` does nothing
-    there.
+    An upload that is dropped discards itself, so that an interrupt between any two statements
+    leaves nothing behind. A forked child has a copy of the object, but the file belongs to its
+    parent: `discard` does nothing in the child.
     """
 
-    _is_over = True  # Until `__init__` has run: there is nothing to discard before.
+    _is_over = True  # There is nothing to discard until `__init__` has run.
 
     def __init__(self) -> None:
-        """Called once all attributes are set, and before anything is made that needs discarding."""
+        """To be called after all attributes are set, and before anything is made in the storage."""
         self._process = os.getpid()
         self._is_over = False
 
@@ -76,11 +121,11 @@ class Upload(ABC):
 
     @abstractmethod
     def _discard(self) -> None:
-        """May be called again if it was interrupted."""
+        """Removes what was made in the storage. It may be called again after an interrupt."""
 
 
 def write_all(descriptor: int, data: Data) -> None:
-    """Writes to an open file, however much of it the system takes at a time."""
+    """Writes all of `data` to an open file; the system may take less in one call."""
     with memoryview(data) as view:
         written = 0
         while written < len(view):
@@ -88,7 +133,7 @@ def write_all(descriptor: int, data: Data) -> None:
 
 
 def upload_all(upload: Upload, parts: Sequence[Data]) -> None:
-    """Publishes a file made of `parts`, or leaves no trace."""
+    """Publishes a file that consists of `parts`, or leaves no trace of it."""
     try:
         for part in parts:
             upload.write(part)
@@ -98,15 +143,13 @@ def upload_all(upload: Upload, parts: Sequence[Data]) -> None:
         raise
 
 
-def _finished(running: dict[Future[_R], int]) -> Iterator[tuple[int, _R]]:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        yield running.pop(future), future.result()
+def anything(_: bytes) -> bool:
+    return True
 
 
 @lru_cache(maxsize=32)
-def _rebuild(arguments: bytes) -> Filesystem:
-    kind, args, kwargs = pickle.loads(arguments)
-    filesystem: Filesystem = kind(*args, **kwargs)
+def _connect_again(made_by: bytes) -> Filesystem:
+    filesystem: Filesystem = pickle.loads(made_by)()
     return filesystem
 
 
@@ -114,80 +157,109 @@ class Filesystem(ABC):
     """The primitives. Each raises `FileNotFoundError` for a missing key and for nothing else."""
 
     conditional_writes: bool | None
-    """Whether `swap` is atomic among all writers; None until it has refused one."""
+    """Whether `swap` is atomic among all writers. None means unknown, until a swap was refused."""
+
+    conditions: tuple[str, str] | None
+    """By which means a second creation of a file is refused, and by which a swap of a file that has
+    changed: two words for people to read. None if this kind of storage has no such means."""
+
+    durability: str
+    """From when on a write survives a crash of the storage, in a sentence for people to read."""
 
     max_concurrency: int
-    """How many calls at once pay off and are safe."""
+    """How many calls may be under way at once: more are not safe, or do not pay off."""
 
-    warned = False
-    """Whether somebody was told that there are no conditional writes, or of the caveat."""
+    blocks = True
+    """Whether all calls block their thread. Those of a `LoopFilesystem` can be awaited as well."""
+
+    is_of_one_process = False
+    """Whether only this process has the files, so that another sees none under the same URL."""
 
     in_pieces = False
-    """Whether `folders` may name a folder several times, each time with others of its files."""
+    """Whether `list_folders` may name a folder again after it has named others."""
 
-    _arguments: tuple[object, ...]
+    warned = False
+    """Whether the warning about missing conditional writes, or about the caveat, was logged."""
+
+    _threads: tuple[int, ThreadPoolExecutor] | None = None
+    """The threads of `in_thread`, after the number of the process that they run in."""
+
+    url: str
+    """An absolute path, or a URL. `connect` sets it."""
+
+    made_by: Callable[[], Filesystem]
+    """Makes this filesystem again, also in another process. It is a call of `connect`."""
+
+    @classmethod
+    @abstractmethod
+    def at(cls, url: URL, settings: Settings) -> Self:
+        """The filesystem at a URL, or `InvalidURLError`. Nothing is read or written yet."""
 
     @property
     def caveat(self) -> str | None:
-        """What of the promises could not be tried from this machine, in one sentence, or None.
+        """Which promises cannot be tried from this machine, in a sentence, or None if all can.
 
-        It is for people to read: nothing is decided by it. The first time it may look at the
-        system, never at the storage.
+        The sentence is for people to read; nothing is decided by it. To find it out, the operating
+        system may be asked, but never the storage.
         """
         return None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        self = super().__new__(cls)
-        self._arguments = (cls, args, kwargs)
-        return self
-
-    def __reduce__(self) -> tuple[Callable[[bytes], Filesystem], tuple[bytes]]:
-        # Connections stay behind. Copies in one process share theirs, or a worker that is handed
-        # a run with each task would connect for each.
-        return _rebuild, (pickle.dumps(self._arguments),)
+    def __reduce__(self) -> tuple[Callable[..., Filesystem], tuple[Any, ...]]:
+        # A pickle holds no connections. All its copies in one process share one filesystem, because
+        # a worker that gets a run with each task would otherwise connect for each task.
+        return _connect_again, (pickle.dumps(self.made_by),)
 
     @abstractmethod
-    def read(self, key: str) -> Contents: ...
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> Contents:
+        """The contents of a file.
+
+        `is_wanted` may be asked, with the first `HEAD_BYTES` of the file, whether the rest is
+        needed. If it says no, the rest may be left out of the contents.
+        """
 
     @abstractmethod
     def read_small(self, key: str) -> Stored:
-        """At most `SMALL_BYTES` of a file."""
+        """The first `SMALL_BYTES` of a file, which is all of it if it is not too large."""
 
     @abstractmethod
     def contains(self, key: str) -> bool: ...
 
     @abstractmethod
     def write(self, key: str, parts: Sequence[Data]) -> None:
-        """Publishes a file made of `parts`, whole or not at all where the storage can."""
+        """Stores a file made of `parts`, whole or not at all if the storage can do that."""
 
     @abstractmethod
     def swap(self, key: str, old: Stored | None, data: bytes) -> bool:
-        """Replaces a file that is still `old` (None: absent) with `data`.
+        """Replaces a file by `data` if it still is as `old` says; None says that there is no file.
 
-        False if it was refused. Any exception leaves open whether it has, or yet will, take effect.
+        Returns False if the file was another one. After an exception it is open whether the swap
+        has taken effect, or will take effect later.
         """
 
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
-        """Deletes up to `PAGE` files in order, and returns those it could not with the reason.
+        """Deletes up to `PAGE` files, in order, and returns which failed, each with the reason.
 
-        Missing ones count as deleted.
+        A file that is not there counts as deleted.
         """
 
     @abstractmethod
-    def pages(self, folder: str) -> Iterator[list[str]]:
-        """The names of the files in a folder, a page at a time; none if there is no folder."""
+    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: FBT001, FBT002
+        """A page of the files in a folder. A folder that is not there has none.
 
-    @abstractmethod
-    def entries(self, folder: str) -> Iterator[Entry]:
-        """The files in a folder; none if there is no folder."""
-
-    @abstractmethod
-    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
-        """Every folder, lazily, with the names of its files, to be read before the next folder.
-
-        With `in_pieces` a folder comes as often as the storage's list returns to it.
+        Without `sizes`, sizes and times may be left out where they cost something.
         """
+
+    @abstractmethod
+    def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
+        """A page of the folders in which there is a file whose name `has` accepts.
+
+        A page may be empty although others follow.
+        """
+
+    def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:  # noqa: ARG002
+        """A page of the keys that interrupted operations on a folder have left outside of it."""
+        return Page([])
 
     @abstractmethod
     def open_read(self, key: str) -> Source: ...
@@ -195,58 +267,68 @@ class Filesystem(ABC):
     @abstractmethod
     def open_write(self, key: str) -> Upload: ...
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[tuple[int, Contents | Exception]]:
-        """What `read` returns or raises for `each` key."""
-        return self.each(self.read, keys)
+    def detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:  # noqa: ARG002
+        """Removes the file `name` of a folder, or in the same step the whole folder.
 
-    def write_many(
-        self, files: Iterable[tuple[str, Sequence[Data]]]
-    ) -> Iterator[tuple[int, Exception | None]]:
-        """What `write` returns or raises for `each` file."""
-        return self.each(lambda file: self.write(*file), files)
-
-    def each(
-        self, call: Callable[[_T], _R], items: Iterable[_T], *, at_most: int | None = None
-    ) -> Iterator[tuple[int, _R | Exception]]:
-        """What `call` returns or raises for each item, with its position, as it becomes known.
-
-        Up to `max_concurrency` calls are made at once, and items are taken as calls can begin.
+        The whole folder goes only if `is_ours` accepts the names of all its files.
         """
-
-        def outcome(item: _T) -> _R | Exception:
-            try:
-                return call(item)
-            except Exception as error:  # noqa: BLE001
-                return error
-
-        workers = min(self.max_concurrency, at_most or self.max_concurrency)
-        if workers == 1:
-            try:
-                yield from enumerate(map(outcome, items))
-            finally:
-                del items  # An error's traceback keeps this frame, and it would keep files open.
-            return
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="checkpoint_store")
-        running: dict[Future[_R | Exception], int] = {}
-        try:
-            for index, item in enumerate(items):
-                running[pool.submit(outcome, item)] = index
-                if len(running) == workers:
-                    yield from _finished(running)
-            while running:
-                yield from _finished(running)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def detach(self, folder: str, record: str) -> None:
-        """The moment in which a folder is cleared: its record goes, before or with its files."""
-        failures = self.delete([f"{folder}/{record}"])
-        for reason in failures.values():
+        for reason in self.delete([f"{folder}/{name}"]).values():
             raise OSError(f"the record could not be deleted: {reason}")
 
-    def leftovers(self, folder: str) -> Iterator[list[str]]:  # noqa: ARG002
-        """Keys that interrupted operations on a folder left outside it, a page at a time."""
-        return iter(())
+    def remove_all(self) -> None:
+        """Removes all files in folders under the root, and all folders that were made here."""
+        folders = []
+        page = Page[str]([], None)
+        while True:
+            page = self.list_folders(lambda _: True, page.more)
+            folders += page.items
+            if page.more is None:
+                break
+        for folder in dict.fromkeys(folders):
+            self._remove_files(folder)
+        if self.list_folders(lambda _: True).items:
+            raise OSError("files are still listed after they were deleted")
 
-    def close(self) -> None:  # noqa: B027
-        """Releases connections. The next call would open new ones."""
+    def _remove_files(self, folder: str) -> None:
+        page = self.list_files(folder)
+        while page.items:
+            for key, reason in self.delete(
+                [f"{folder}/{file.name}" for file in page.items]
+            ).items():
+                raise OSError(f"{key}: {reason}")
+            page = self.list_files(folder, page.more) if page.more else Page([])
+
+    def connected(self) -> Self:
+        """This filesystem for a single operation, which opens no connection after it was closed."""
+        return self
+
+    async def perform(self, verb: str, arguments: Sequence[Any]) -> Any:
+        """What a verb returns, awaited from any event loop."""
+        return await self.in_thread(getattr(self, verb), *arguments)
+
+    async def in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """What a blocking call returns that is made in one of this filesystem's own threads.
+
+        A task that is cancelled meanwhile first waits until the call has ended. Otherwise the call
+        could overtake what the same process writes next.
+        """
+        import asyncio  # It is not imported above, because a blocking store needs none of it.
+
+        process = os.getpid()
+        if self._threads is None or self._threads[0] != process:
+            pool = ThreadPoolExecutor(self.max_concurrency, thread_name_prefix="checkpoint_store")
+            self._threads = process, pool
+        future = self._threads[1].submit(call, *arguments)
+        waiting = asyncio.ensure_future(asyncio.wrap_future(future))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            if not future.cancel():
+                await asyncio.wait([waiting])
+            raise
+
+    def close(self) -> None:
+        """Releases connections and threads. The next call would open new ones."""
+        if self._threads is not None and self._threads[0] == os.getpid():
+            self._threads[1].shutdown(wait=False)
+        self._threads = None

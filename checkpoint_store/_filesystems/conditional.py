@@ -12,14 +12,15 @@ from .generic import GenericFilesystem
 
 
 class _ConditionalFilesystem(GenericFilesystem):
-    """A `swap` is one write, which the server refuses if the file is another version by now."""
+    """A `swap` is one write, which the server refuses if the file has another version by then."""
 
     conditional_writes: bool | None = None
+    conditions: tuple[str, str] = "If-None-Match", "If-Match"
     _version: str
-    """What `info` calls that which no two versions of a file share."""
+    """The key under which `info` has a text that is another one for every version of a file."""
 
     def read_small(self, key: str) -> Stored:
-        # The version first: if the file changes before it is read, the swap will be refused.
+        # The version is asked for first: if the file changes after that, the swap is refused.
         info = self._fs.info(self._path(key))
         if info["type"] != "file":
             raise FileNotFoundError(key)
@@ -39,10 +40,14 @@ class _ConditionalFilesystem(GenericFilesystem):
 
     @abstractmethod
     def _replace(self, path: str, version: str | None, data: bytes) -> None:
-        """`FileExistsError` if it is refused, because there is (None: any) other version."""
+        """Writes the file if it has this version, or with None if it is not there.
+
+        Otherwise raises `FileExistsError`.
+        """
 
 
 class AzureFilesystem(_ConditionalFilesystem):
+    extra = "azure"
     _version = "etag"
 
     def _replace(self, path: str, version: str | None, data: bytes) -> None:
@@ -59,10 +64,12 @@ class AzureFilesystem(_ConditionalFilesystem):
 
 
 class GoogleFilesystem(_ConditionalFilesystem):
+    extra = "gcs"
+    conditions = "ifGenerationMatch", "ifGenerationMatch"
     _version = "generation"
 
     def _replace(self, path: str, version: str | None, data: bytes) -> None:
-        # gcsfs writes with no condition but `mode="create"`, and so this is its request by hand.
+        # gcsfs has no condition but `mode="create"`: this makes the request that it would make.
         bucket, _, name = path.partition("/")
         boundary = secrets.token_hex()
         part = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n".encode()
@@ -71,7 +78,7 @@ class GoogleFilesystem(_ConditionalFilesystem):
             self._fs.base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o",
             bucket,
             uploadType="multipart",
-            ifGenerationMatch=version or 0,  # 0 is that of a file that does not exist.
+            ifGenerationMatch=version or 0,  # 0 stands for a file that does not exist.
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
             data=part
             + json.dumps({"name": name}).encode()

@@ -8,24 +8,42 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import fsspec
-import fsspec.asyn
 
-from .._frame import Data, Source
-from .base import CREATE, PAGE, SMALL_BYTES, Entry, Filesystem, Stored, Upload, write_all
+from . import loop  # noqa: F401 - after a fork it resets fsspec's
+from .base import (
+    CREATE,
+    SMALL_BYTES,
+    Data,
+    Entry,
+    Filesystem,
+    Page,
+    Settings,
+    Source,
+    Stored,
+    Upload,
+    anything,
+    page_of,
+    write_all,
+)
+from .urls import URL, check_path, refuse
 
-if hasattr(os, "register_at_fork"):
-    # A lock held by another thread at the time of the fork would stay locked in the child.
-    os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
+# These filesystems answer from local copies, which nobody keeps up to date.
+_CACHING = {"blockcache", "cached", "filecache", "simplecache"}
 
 
 class GenericFilesystem(Filesystem):
-    """Literal calls only: fsspec's `rm`, `cat` and `get` expand globs, `exists` hides errors."""
+    """Only methods that take a path literally are called: fsspec's `rm`, `cat` and `get` expand
+    globs, and its `exists` hides errors."""
 
     conditional_writes: bool | None = False
+    conditions: tuple[str, str] | None = None
+    durability = "unknown: up to the server behind this protocol"
+
+    extra = ""
+    """The extra of this package that installs the implementation, if there is one."""
 
     def __init__(
         self, protocol: str, path: str, options: Mapping[str, Any], *, max_concurrency: int
@@ -33,10 +51,38 @@ class GenericFilesystem(Filesystem):
         self._protocol = protocol
         self._url_path = path
         self._options = dict(options)
-        # One instance a process: an inherited one is not fork-safe, and dropping it costs a second.
+        # Each process has an instance of its own: an inherited one is not safe to use after a fork,
+        # and it is kept, because some need a second to be dropped.
         self._instances: dict[int, Any] = {}
         is_async = getattr(fsspec.get_filesystem_class(protocol), "async_impl", False)
         self.max_concurrency = max_concurrency if is_async else 1
+
+    @classmethod
+    def at(cls, url: URL, settings: Settings) -> Self:
+        check_path(url)
+        if url.protocol in _CACHING:
+            refuse(url.text, "is a cache, which may be out of date: give the URL of what it caches")
+        try:
+            implementation = fsspec.get_filesystem_class(url.protocol)
+        except ImportError as error:
+            if not cls.extra:
+                raise
+            raise ImportError(
+                f"{url.protocol}:// needs pip install 'checkpoint-store[{cls.extra}]'"
+            ) from error
+        # An AttributeError comes from a package that no longer has the protocol.
+        except (AttributeError, ValueError):
+            why = f"has a protocol that fsspec does not know, {url.protocol}: check its spelling"
+            refuse(url.text, why)
+        plain = f"{url.protocol}://{url.rest}"
+        try:
+            # The URL itself may say where the server is, such as its host and port.
+            options = {**implementation._get_kwargs_from_urls(plain), **settings.options}
+            path = str(implementation._strip_protocol(plain)).rstrip("/")
+        except Exception:  # noqa: BLE001
+            why = f"is not what fsspec expects of a URL with {url.protocol}: correct it"
+            refuse(url.text, why)
+        return cls(url.protocol, path, options, max_concurrency=settings.max_concurrency)
 
     @property
     def _fs(self) -> Any:
@@ -44,7 +90,7 @@ class GenericFilesystem(Filesystem):
         return self._instances.get(process) or self._instances.setdefault(process, self._connect())
 
     def _connect(self) -> Any:
-        # An instance of our own, so that nobody else's cache or transaction has a say.
+        # An instance of our own, so that no cache or transaction of somebody else is involved.
         fs = fsspec.filesystem(self._protocol, skip_instance_cache=True, **self._options)
         fs.dircache.use_listings_cache = False
         return fs
@@ -52,7 +98,7 @@ class GenericFilesystem(Filesystem):
     def _path(self, key: str = "") -> str:
         return f"{self._url_path}/{key}".rstrip("/")
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> bytes:  # noqa: ARG002
         return bytes(self._fs.cat_file(self._path(key)))
 
     def read_small(self, key: str) -> Stored:
@@ -62,11 +108,11 @@ class GenericFilesystem(Filesystem):
         except FileNotFoundError:
             raise
         except Exception:
-            # Many refuse the first bytes of an empty file.
+            # Many filesystems refuse to read a range of an empty file.
             if self._fs.info(path)["size"] != 0:
                 raise
             data = b""
-        return Stored(bytes(data[:SMALL_BYTES]))  # Some ignore the limits.
+        return Stored(bytes(data[:SMALL_BYTES]))  # Some filesystems ignore the limits.
 
     def contains(self, key: str) -> bool:
         try:
@@ -99,21 +145,26 @@ class GenericFilesystem(Filesystem):
                 failures[key] = str(error) or type(error).__name__
         return failures
 
-    def pages(self, folder: str) -> Iterator[list[str]]:
-        names = self._names(folder)
-        while page := list(islice(names, PAGE)):
-            yield page
+    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: FBT001, FBT002
+        return page_of(more or self._files(folder, sizes=sizes))
 
-    def entries(self, folder: str) -> Iterator[Entry]:
-        for entry in self._list(self._path(folder)):
-            if entry["type"] == "file":
-                yield Entry(_name(entry), entry.get("size") or 0, _written(entry))
+    def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
+        return page_of(more or self._list_folders(has))
 
-    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
+    def _list_folders(self, has: Callable[[str], bool]) -> Iterator[str]:
         for entry in self._list(self._path()):
             if entry["type"] == "directory":
                 folder = _name(entry)
-                yield folder, self._names(folder)
+                if any(has(file.name) for file in self._files(folder)):
+                    yield folder
+
+    def remove_all(self) -> None:
+        folders = self.list_folders(lambda _: True).items
+        super().remove_all()
+        # Some filesystems have no folders, or none that can be removed.
+        for path in [*map(self._path, folders), self._path()]:
+            with suppress(Exception):
+                self._fs.rmdir(path)
 
     def open_read(self, key: str) -> Source:
         source: Source = self._fs.open(self._path(key), "rb")
@@ -125,9 +176,14 @@ class GenericFilesystem(Filesystem):
     def put(self, local_path: str, key: str) -> None:
         self._publish(key, lambda path: self._fs.put_file(local_path, path))
 
-    def _names(self, folder: str) -> Iterator[str]:
-        entries = self._list(self._path(folder))
-        return (_name(entry) for entry in entries if entry["type"] == "file")
+    def _files(self, folder: str, *, sizes: bool = False) -> Iterator[Entry]:
+        for entry in self._list(self._path(folder)):
+            if entry["type"] != "file":
+                continue
+            if sizes:
+                yield Entry(_name(entry), entry.get("size") or 0, _written(entry))
+            else:
+                yield Entry(_name(entry))
 
     def _list(self, path: str) -> list[dict[str, Any]]:
         fs = self._fs
@@ -149,7 +205,7 @@ class GenericFilesystem(Filesystem):
                 raise OSError(f"{path} cannot be created: {error}") from error
 
     def _make_folders(self, path: str) -> None:
-        # One level at a time and never the first, which on an object store is the bucket.
+        # The first level is never made: on an object store it is the bucket.
         parts = path.split("/")
         first = 2 if path.startswith("/") else 1
         for count in range(first + 1, len(parts) + 1):
@@ -160,14 +216,15 @@ class GenericFilesystem(Filesystem):
 class _SpooledUpload(Upload):
     """Collects a stream in a local temporary file, because few filesystems can discard one.
 
-    The file is neither buffered nor deleted by itself: a forked child that drops it would do both.
+    It is no `tempfile.TemporaryFile`: a forked child that drops one of those writes its buffer into
+    the parent's file, and deletes it.
     """
 
     def __init__(self, filesystem: GenericFilesystem, key: str) -> None:
         self._filesystem = filesystem
         self._key = key
         self._descriptor = -1
-        # Named before it is made, so that an interrupt cannot come between the file and its name.
+        # The name is set before the file is made, so that no interrupt leaves it without one.
         self._path = os.path.join(tempfile.gettempdir(), f"checkpoint-{secrets.token_hex(16)}")
         super().__init__()
         self._descriptor = os.open(self._path, CREATE, 0o600)
@@ -183,12 +240,12 @@ class _SpooledUpload(Upload):
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-        with suppress(OSError):  # It may never have been made.
+        with suppress(OSError):  # The file may never have been made.
             os.unlink(self._path)
 
 
 def _written(entry: Mapping[str, Any]) -> float | None:
-    # fsspec has no common name for it.
+    # fsspec has no common name for the time of the last change.
     for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
         match entry.get(name):
             case datetime() as when:

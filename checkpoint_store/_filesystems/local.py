@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import secrets
+import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from itertools import chain, islice
-from typing import TypeVar
+from itertools import chain
+from typing import Any, Self, TypeVar
 
-from .._frame import Contents, Data, Source
-from .._names import decode_name, is_ours
 from ..errors import ContentionError, InvalidNameError
 from .base import (
     CREATE,
-    NOFOLLOW,
-    PAGE,
     SMALL_BYTES,
+    Contents,
+    Data,
     Entry,
     Filesystem,
+    Page,
+    Settings,
+    Source,
     Stored,
     Upload,
+    anything,
+    page_of,
     upload_all,
     write_all,
 )
+from .disk import (
+    READ,
+    OpenFile,
+    files_in,
+    link,
+    read_bytes,
+    refuse_link,
+    subfolders,
+    sweep,
+    temporary_name,
+)
 from .locks import under_lock
 from .mounts import caveat_of
+from .urls import URL, refuse_options
 
 if sys.platform != "win32":
     import fcntl
 
-_WHOLE_BYTES = 1024 * 1024  # Cutting the payload out of more would be a copy worth saving.
+_WHOLE_BYTES = (
+    1024 * 1024
+)  # From a larger file, slices are read, which saves a copy of the payload.
 _TRIES = 10
-_READ = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _T = TypeVar("_T")
 
@@ -47,30 +62,38 @@ class LocalFilesystem(Filesystem):
     check, and follow links."""
 
     conditional_writes = True
+    conditions = "lock", "lock"
+    durability = "by design, not tried: file and folder are synced before a write ends"
     max_concurrency = 1
 
     def __init__(self, root: str, *, durable: bool) -> None:
         self.root = root
         self.durable = durable
         self._ancestors_synced = False
+        self._made_above: list[str] = []
+
+    @classmethod
+    def at(cls, url: URL, settings: Settings) -> Self:
+        refuse_options(url.rest, settings.options)
+        return cls(url.rest, durable=settings.durable)
 
     @cached_property
     def caveat(self) -> str | None:
         return caveat_of(self.root)
 
-    def read(self, key: str) -> Contents:
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> Contents:  # noqa: ARG002
         descriptor, size = self._open(key)
         if size > _WHOLE_BYTES:
-            return _OpenFile(descriptor, size)
+            return OpenFile(descriptor, size)
         try:
-            return _read(descriptor, size)
+            return read_bytes(descriptor, size)
         finally:
             os.close(descriptor)
 
     def read_small(self, key: str) -> Stored:
         descriptor, size = self._open(key)
         try:
-            return Stored(_read(descriptor, min(size, SMALL_BYTES)))
+            return Stored(read_bytes(descriptor, min(size, SMALL_BYTES)))
         finally:
             os.close(descriptor)
 
@@ -97,14 +120,15 @@ class LocalFilesystem(Filesystem):
         if old is not None:
             upload_all(_LocalUpload(self, key, locked=True), [data])
             return True
-        # Whoever made a folder on the way may have died before it synced its entry.
+        # Another process may have made a folder on the way and died before it synced that.
         self._make_folder(key.partition("/")[0])
         self._sync_folder(self.root)
         self._sync_ancestors()
         try:
             upload_all(_LocalUpload(self, key, locked=True, create=True), [data])
         except FileExistsError:
-            return False  # Made through another mount or by another host, which saw no lock.
+            # Somebody made it through another mount or on another host, where no lock is seen.
+            return False
         return True
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
@@ -122,29 +146,33 @@ class LocalFilesystem(Filesystem):
                 os.rmdir(os.path.join(self.root, folder))
         return failures
 
-    def pages(self, folder: str) -> Iterator[list[str]]:
-        path = os.path.join(self.root, folder)
-        _refuse_link(path)
-        names = (entry.name for entry in _files(path))
-        while page := list(islice(names, PAGE)):
-            yield page
+    def list_files(self, folder: str, more: Any = None, sizes: bool = False) -> Page[Entry]:  # noqa: FBT001, FBT002
+        return page_of(more or self._list_files(folder, sizes=sizes))
 
-    def entries(self, folder: str) -> Iterator[Entry]:
+    def _list_files(self, folder: str, *, sizes: bool) -> Iterator[Entry]:
         path = os.path.join(self.root, folder)
-        _refuse_link(path)
-        for entry in _files(path):
+        refuse_link(path)
+        for entry in files_in(path):
+            if not sizes:
+                yield Entry(entry.name)
+                continue
             with suppress(FileNotFoundError):
                 found = entry.stat(follow_symlinks=False)
                 yield Entry(entry.name, found.st_size, found.st_mtime)
 
-    def folders(self) -> Iterator[tuple[str, Iterator[str]]]:
-        retired: dict[str, list[str]] = {}
-        for name in _subfolders(os.path.join(self.root, ".tmp")):
-            retired.setdefault(name.partition("~")[0], []).append(f".tmp/{name}")
-        for folder in _subfolders(self.root):
-            yield folder, self._names([folder, *retired.pop(folder, ())])
-        for folder, paths in retired.items():
-            yield folder, self._names(paths)
+    def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
+        return page_of(more or self._list_folders(has))
+
+    def _list_folders(self, has: Callable[[str], bool]) -> Iterator[str]:
+        removed: dict[str, list[str]] = {}
+        for name in subfolders(os.path.join(self.root, ".tmp")):
+            removed.setdefault(name.partition("~")[0], []).append(f".tmp/{name}")
+        for folder in subfolders(self.root):
+            if any(map(has, self._names([folder, *removed.pop(folder, ())]))):
+                yield folder
+        for folder, paths in removed.items():
+            if any(map(has, self._names(paths))):
+                yield folder
 
     def open_read(self, key: str) -> Source:
         descriptor, _ = self._open(key)
@@ -153,16 +181,13 @@ class LocalFilesystem(Filesystem):
     def open_write(self, key: str) -> Upload:
         return _LocalUpload(self, key)
 
-    def detach(self, folder: str, record: str) -> None:
-        """Renames the folder away, so that writers cannot disturb its removal.
+    def detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:
+        """Renames the whole folder away, so that no writer can disturb its removal."""
+        self._locked(folder, lambda: self._detach(folder, name, is_ours))
 
-        A folder with files that are not ours keeps them: only the record is removed.
-        """
-        self._locked(folder, lambda: self._detach(folder, record))
-
-    def _detach(self, folder: str, record: str) -> None:
+    def _detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:
         path = os.path.join(self.root, folder)
-        _refuse_link(path)
+        refuse_link(path)
         try:
             with os.scandir(path) as entries:
                 kept = not all(
@@ -173,27 +198,31 @@ class LocalFilesystem(Filesystem):
             return
         if not self._spelled(folder):
             raise InvalidNameError(
-                f"{decode_name(folder)!r} is another workflow's name but for upper and lower "
-                "case, which this disk does not tell apart: use its exact name"
+                f"the folder {folder} has another name but for upper and lower case, which this "
+                "disk does not tell apart: use its exact name"
             )
         if kept:
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(path, record))
+                os.unlink(os.path.join(path, name))
             self._sync_folder(path)
         else:
             self._make_folder(".tmp")
             try:
-                os.rename(path, os.path.join(self.root, ".tmp", _temporary_name(folder)))
+                os.rename(path, os.path.join(self.root, ".tmp", temporary_name(folder)))
             except FileNotFoundError:
-                # A delete beside this one has removed the folder, because it was empty.
+                # A concurrent delete has removed the folder, because it had become empty.
                 if os.path.lexists(path):
                     raise
         self._sync_folder(self.root)
 
-    def leftovers(self, folder: str) -> Iterator[list[str]]:
-        """Files of folders that were renamed away. Temporary files of dead writers are removed."""
+    def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:
+        """The files in folders that `detach` renamed away. On the way, temporary files whose writer
+        is dead are removed."""
+        return page_of(more or self._list_leftovers(folder))
+
+    def _list_leftovers(self, folder: str) -> Iterator[str]:
         tmp = os.path.join(self.root, ".tmp")
-        _refuse_link(tmp)
+        refuse_link(tmp)
         try:
             names = [name for name in os.listdir(tmp) if name.startswith(f"{folder}~")]
         except FileNotFoundError:
@@ -201,15 +230,22 @@ class LocalFilesystem(Filesystem):
         for name in names:
             path = os.path.join(tmp, name)
             if os.path.isdir(path) and not os.path.islink(path):
-                for page in self.pages(f".tmp/{name}"):
-                    yield [f".tmp/{name}/{file}" for file in page]
+                for file in files_in(path):
+                    yield f".tmp/{name}/{file.name}"
                 with suppress(OSError):
                     os.rmdir(path)
             else:
-                _sweep(path)
+                sweep(path)
+
+    def remove_all(self) -> None:
+        if os.path.lexists(self.root):
+            shutil.rmtree(self.root)
+        with suppress(OSError):
+            while self._made_above:
+                os.rmdir(self._made_above.pop())
 
     def _names(self, folders: Sequence[str]) -> Iterator[str]:
-        files = chain.from_iterable(_files(os.path.join(self.root, path)) for path in folders)
+        files = chain.from_iterable(files_in(os.path.join(self.root, path)) for path in folders)
         return (entry.name for entry in files)
 
     def _path(self, key: str) -> str:
@@ -217,12 +253,12 @@ class LocalFilesystem(Filesystem):
         path = self.root
         for folder in folders:
             path = f"{path}{os.sep}{folder}"
-            _refuse_link(path)
+            refuse_link(path)
         return f"{path}{os.sep}{name}"
 
     def _open(self, key: str) -> tuple[int, int]:
-        """The descriptor and the size of a file."""
-        descriptor = os.open(self._path(key), _READ)
+        """Opens a file for reading, and returns its descriptor and its size."""
+        descriptor = os.open(self._path(key), READ)
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
@@ -238,7 +274,7 @@ class LocalFilesystem(Filesystem):
 
     def _make_folder(self, folder: str) -> None:
         path = os.path.join(self.root, folder)
-        _refuse_link(path)
+        refuse_link(path)
         missing = []
         while not os.path.isdir(path):
             missing.append(path)
@@ -246,13 +282,15 @@ class LocalFilesystem(Filesystem):
         for path in reversed(missing):
             with suppress(FileExistsError):
                 os.mkdir(path)
+                if len(path) < len(self.root):
+                    self._made_above.append(path)
             self._sync_folder(os.path.dirname(path))
 
     def _sync_ancestors(self) -> None:
         if not self._ancestors_synced:
             path = self.root
             while path != (path := os.path.dirname(path)):
-                with suppress(OSError):  # Not everybody may open them all.
+                with suppress(OSError):  # Not every user may open all the folders above.
                     self._sync_folder(path)
             self._ancestors_synced = True
 
@@ -261,7 +299,7 @@ class LocalFilesystem(Filesystem):
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             except FileNotFoundError:
-                return  # Cleared since: there is nothing left to keep.
+                return  # The folder was cleared meanwhile, so there is nothing to sync.
             try:
                 os.fsync(descriptor)
             finally:
@@ -270,7 +308,7 @@ class LocalFilesystem(Filesystem):
     def publish(
         self, temporary: str, key: str, place: Callable[[str, str], None], *, locked: bool
     ) -> None:
-        """Has a complete temporary file put in its place: `os.replace`, or `_link`."""
+        """Has `place` put a complete temporary file in its place; it is `os.replace` or `link`."""
         folder = key.partition("/")[0]
         if self._folds_case and not locked:
             return self._locked(folder, lambda: self.publish(temporary, key, place, locked=True))
@@ -285,7 +323,7 @@ class LocalFilesystem(Filesystem):
                 place(temporary, path)
                 return self._sync_folder(os.path.dirname(path))
             except FileNotFoundError:
-                # A clear took the folder away, and perhaps will again.
+                # A concurrent clear has taken the folder away, and may do so again.
                 if not os.path.lexists(temporary):
                     break
                 self._make_folder(folder)
@@ -296,48 +334,19 @@ class LocalFilesystem(Filesystem):
 
     @cached_property
     def _folds_case(self) -> bool:
-        """Whether this disk takes upper and lower case for the same, given that there is `.tmp`."""
+        """Whether this disk takes upper and lower case for the same. It needs the folder `.tmp`."""
         return os.path.isdir(os.path.join(self.root, ".TMP"))
 
     def _spelled(self, key: str) -> bool:
-        """Whether an existing file or folder has exactly this name, not one that folds to it."""
+        """Whether an existing file or folder has exactly this name, in this case of letters."""
         folder, _, name = key.rpartition("/")
         path = os.path.join(self.root, folder)
-        # Where the other case is not found, the disk does not fold it: no need to list the folder.
+        # If the other case is not found, the disk tells them apart, and the folder is not listed.
         return not os.path.lexists(os.path.join(path, name.swapcase())) or name in os.listdir(path)
 
 
-class _OpenFile:
-    """A file of which any slice can be read."""
-
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor = descriptor
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, part: slice, /) -> bytes:
-        start, stop, _ = part.indices(self._size)
-        try:
-            if start:
-                os.lseek(self._descriptor, start, os.SEEK_SET)
-            return _read(self._descriptor, stop - start)
-        except BaseException:
-            self.close()  # The traceback keeps this object alive.
-            raise
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            with suppress(OSError):  # Nothing was written that could be lost.
-                os.close(descriptor)
-
-    __del__ = close
-
-
 class _LocalUpload(Upload):
-    """A temporary file on the same disk. Its lock tells `leftovers` that its writer lives."""
+    """A temporary file on the same disk. Its lock tells `list_leftovers` that it has a writer."""
 
     def __init__(
         self, filesystem: LocalFilesystem, key: str, *, locked: bool = False, create: bool = False
@@ -345,10 +354,10 @@ class _LocalUpload(Upload):
         self._filesystem = filesystem
         self._key = key
         self._locked = locked
-        self._place = _link if create else os.replace
+        self._place = link if create else os.replace
         self._folder = key.partition("/")[0]
         self._descriptor = -1
-        # Named before it is made, so that an interrupt cannot come between the file and its name.
+        # The name is set before the file is made, so that no interrupt leaves it without one.
         self._path = self._temporary_path()
         super().__init__()
         try:
@@ -359,16 +368,16 @@ class _LocalUpload(Upload):
             raise
 
     def _temporary_path(self) -> str:
-        return self._filesystem._path(f".tmp/{_temporary_name(self._folder)}")
+        return self._filesystem._path(f".tmp/{temporary_name(self._folder)}")
 
     def _create(self) -> bool:
-        """Makes and locks the file; False if it was swept away before it was locked."""
+        """Makes the file and locks it. Returns False if it was swept away before it was locked."""
         try:
             self._descriptor = os.open(self._path, CREATE, 0o666)
         except FileNotFoundError:
             self._filesystem._make_folder(".tmp")
             self._descriptor = os.open(self._path, CREATE, 0o666)
-        if sys.platform == "win32":  # An open file cannot be removed there.
+        if sys.platform == "win32":  # On Windows nobody can remove an open file.
             return True
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         if os.fstat(self._descriptor).st_nlink:
@@ -385,80 +394,18 @@ class _LocalUpload(Upload):
         if sys.platform == "win32":
             self._close()
         self._filesystem.publish(self._path, self._key, self._place, locked=self._locked)
-        if self._place is _link:
+        if self._place is link:
             self._discard()
         self._close()
 
     def _discard(self) -> None:
         self._close()
-        with suppress(OSError):  # It may never have been made; what is left is swept later.
+        with suppress(
+            OSError
+        ):  # It may never have been made, and a file that stays is swept later.
             os.unlink(self._path)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
-
-
-def _read(descriptor: int, size: int) -> bytes:
-    """That many bytes, fewer only at the end of the file."""
-    chunks = []
-    while size > 0 and (chunk := os.read(descriptor, size)):
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)
-
-
-def _temporary_name(folder: str) -> str:
-    return f"{folder}~{secrets.token_hex(8)}"
-
-
-def _link(temporary: str, path: str) -> None:
-    """Gives a file another name, or raises `FileExistsError`: also of two hosts only one wins."""
-    try:
-        os.link(temporary, path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        # What is there tells more. NFS asks again if a reply was lost and is told of its own work,
-        # sshfs has one error for all, and of no hard links each system says something else.
-        if os.stat(temporary).st_nlink == 2:
-            return
-        if isinstance(error, FileExistsError) or os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
-        os.replace(temporary, path)
-
-
-def _refuse_link(path: str) -> None:
-    if os.path.islink(path):
-        raise OSError(f"{path} is a symbolic link, which is not followed: replace it by a folder")
-
-
-def _subfolders(path: str) -> Iterator[str]:
-    return (entry.name for entry in _entries(path) if entry.is_dir(follow_symlinks=False))
-
-
-def _files(path: str) -> Iterator[os.DirEntry[str]]:
-    return (entry for entry in _entries(path) if entry.is_file(follow_symlinks=False))
-
-
-def _entries(path: str) -> Iterator[os.DirEntry[str]]:
-    try:
-        entries = os.scandir(path)
-    except FileNotFoundError:
-        return
-    with entries:
-        yield from entries
-
-
-def _sweep(path: str) -> None:
-    """Removes a temporary file unless its writer lives."""
-    with suppress(OSError):
-        descriptor = os.open(path, _READ)
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Under the lock, or a writer that has just made the file would lose it.
-            os.unlink(path)
-        finally:
             os.close(descriptor)

@@ -13,19 +13,22 @@ from filelock import FileLock, Timeout
 from ..errors import ContentionError
 
 LOCK_TIMEOUT = 60.0
-"""Seconds. A record is changed within milliseconds, so whoever holds the lock longer is stuck."""
+"""Seconds to wait for a lock. A record is changed within milliseconds, so that a process which
+holds its lock for longer is stuck."""
 
 LOCKS = 256
-"""Workflows share so many lock files, or a root would keep one for each that it ever had.
+"""The number of lock files in a root. All workflows share them, because a lock file is never
+removed.
 
-They are never removed. Whoever waits for a lock has its file open, and would get the lock of a file
-that is gone while somebody else locks the new one; to look once more does not help where another
-host answers from a cache.
+To remove one would not be safe. A process that waits for a lock has the file open. It would get the
+lock of the removed file, while another process locks a new file of the same name. Looking at the
+name again does not help on a network filesystem that answers from a cache.
 """
 
 _T = TypeVar("_T")
 
-# The locks that threads of this process have or wait for: device, folder, file and thread.
+# The locks that threads of this process hold or wait for, each as the device and inode of the
+# folder of locks, the name of the lock file, and the thread.
 _at_work: set[tuple[int, int, str, int]] = set()
 
 if hasattr(os, "register_at_fork"):
@@ -33,16 +36,19 @@ if hasattr(os, "register_at_fork"):
 
 
 def lock_name(folder: str) -> str:
-    """The lock file of a workflow's folder, the same for both cases of letters, since a disk may
-    take them for the same folder."""
+    """The lock file of a workflow's folder.
+
+    It is the same for upper and lower case, because a disk may take the two for the same folder.
+    """
     return f"{zlib.crc32(folder.lower().encode()) % LOCKS:02x}.lock"
 
 
 def under_lock(locks: str, folder: str, change: Callable[[], _T]) -> _T:
-    """What `change` returns, called while this process has a folder's lock, a file in `locks`.
+    """Calls `change` while this thread holds the lock of a folder, and returns what it returns.
 
-    `change` may take no other lock: that might be the same file. This is no context manager, on
-    whose way in or out an interrupt could leave the lock taken.
+    The lock is a file in the folder `locks`. `change` must take no other lock, because that might
+    be the same file. This is no context manager, because an interrupt on the way into one, or out
+    of one, could leave the lock taken.
     """
     name = lock_name(folder)
     path = os.path.join(locks, name)
@@ -54,11 +60,12 @@ def under_lock(locks: str, folder: str, change: Callable[[], _T]) -> _T:
             "has interrupted to change the same workflow, or one that shares its lock: make this "
             "change after that call has returned"
         )
-    # A lock of its own for each operation: a forked child inherits descriptors, not intentions.
+    # Each call makes a lock object of its own, so that a forked child inherits no lock that it
+    # would take for its own.
     lock = FileLock(path, timeout=LOCK_TIMEOUT, thread_local=False, is_singleton=False)
     try:
         _at_work.add(mine)
-        # A record is changed within a few milliseconds; the default waits for fifty.
+        # A record is changed within a few milliseconds. By default the lock is tried every fifty.
         lock.acquire(poll_interval=0.002)
         return change()
     except Timeout:
@@ -71,4 +78,4 @@ def under_lock(locks: str, folder: str, change: Callable[[], _T]) -> _T:
             lock.release(force=True)
         finally:
             _at_work.discard(mine)
-            lock.release(force=True)  # An interrupt may have come before the first could begin.
+            lock.release(force=True)  # An interrupt may have kept the first release from beginning.

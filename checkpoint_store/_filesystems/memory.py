@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Self
 
-from .._frame import Data, Source
 from ..errors import ContentionError
-from .base import Stored, Upload
+from .base import Data, Filesystem, Settings, Source, Stored, Upload, anything
 from .generic import GenericFilesystem
+from .urls import URL, check_path, refuse_options
 
 _lock = threading.RLock()
 _swapping = False
@@ -28,15 +29,28 @@ if hasattr(os, "register_at_fork"):
 
 
 class MemoryFilesystem(GenericFilesystem):
-    """The lock makes `swap` atomic, and keeps listings from failing beside a writer."""
+    """All calls take one lock. It makes `swap` atomic, and a listing does not fail while another
+    thread writes."""
 
     conditional_writes = True
+    conditions = "lock", "lock"
+    durability = "not promised: memory is gone with this process"
+    is_of_one_process = True
 
     def __init__(self, path: str, *, process: int | None = None) -> None:
         super().__init__("memory", path, {}, max_concurrency=1)
-        # Only a pickle asks for the process: forked children keep what there was, which is theirs.
+        # Only a pickle names the process. A forked child has a copy of the files, and may use it.
         self._process = process
-        self._arguments = (type(self), (path,), {"process": process or os.getpid()})
+
+    @classmethod
+    def at(cls, url: URL, settings: Settings) -> Self:
+        refuse_options(url.text, settings.options)
+        path = check_path(url)
+        return cls(f"/{path}" if path else "")
+
+    def __reduce__(self) -> tuple[Callable[..., Filesystem], tuple[Any, ...]]:
+        process = self._process or os.getpid()
+        return partial(MemoryFilesystem, self._url_path, process=process), ()
 
     @property
     def _fs(self) -> Any:
@@ -47,9 +61,9 @@ class MemoryFilesystem(GenericFilesystem):
             )
         return super()._fs
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, is_wanted: Callable[[bytes], bool] = anything) -> bytes:
         with _lock:
-            return super().read(key)
+            return super().read(key, is_wanted)
 
     def read_small(self, key: str) -> Stored:
         with _lock:
@@ -79,7 +93,7 @@ class MemoryFilesystem(GenericFilesystem):
             return super().delete(keys)
 
     def open_read(self, key: str) -> Source:
-        # All readers of an open memory file share one position.
+        # fsspec's open memory files cannot be used: all readers of a file share one position.
         return io.BytesIO(self.read(key))
 
     def open_write(self, key: str) -> Upload:
@@ -91,7 +105,8 @@ class MemoryFilesystem(GenericFilesystem):
 
 
 def _refuse_within_swap() -> None:
-    # The lock is held, so it is this thread that swaps, and what it compared must stay as it is.
+    # The lock is held here, so it is this very thread that is within a swap. What it has compared
+    # must not change.
     if _swapping:
         raise ContentionError(
             "a record is being changed by a call of this very thread, which a signal handler or a "
@@ -114,5 +129,5 @@ class _MemoryUpload(Upload):
             self._filesystem.write(self._key, [data])
 
     def _discard(self) -> None:
-        # Not closed: a traceback may still hold what `getbuffer` returned, which forbids it.
+        # It is not closed: a traceback may still hold what `getbuffer` returned.
         self._buffer = io.BytesIO()

@@ -1,9 +1,9 @@
 """Which folders are not simply on a disk of this machine.
 
-A lock, and the sync of a file, are the kernel's own on a local disk. On a network or FUSE
-filesystem they are what a server or a program makes of them, and no test on this machine can tell
-what another host, or another mount of the same files, sees of them. So such a place is recognised
-by the type of its mount, and people are told.
+On a local disk, locks and the syncing of files are the kernel's work. On a network or FUSE
+filesystem they are up to a server or a program, and no test on this machine can tell what another
+host, or another mount of the same files, sees of them. Such a place is recognised by the type of
+its mount, and the user is told.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ _SHARED = frozenset(
         *("smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "webdav", "wekafs"),
     ]
 )
-# What Linux lists of a mount: three numbers, what is mounted, where, options, "-" and the type.
+# Linux lists for each mount: three numbers, the root within its filesystem, the mount point,
+# options, "-" and the type.
 _MOUNTINFO = re.compile(rb"\d+ \d+ \S+ \S+ (\S+) .*? - (\S+) ")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
-# What macOS prints of one: `host:/volume on /Volumes/volume (nfs, nodev, nosuid)`.
+# macOS prints for each mount: `host:/volume on /Volumes/volume (nfs, nodev, nosuid)`.
 _PRINTED = re.compile(r".*? on (/.*) \(([^(),]+)[^()]*\)")
 
 
 class Mount(NamedTuple):
-    """Where something is mounted, and of which type it is."""
+    """Where a filesystem is mounted, and of which type it is."""
 
     point: str
     kind: str
 
 
 def caveat_of(path: str) -> str | None:
-    """What cannot be known here of locks and syncs at a path, which need not exist yet."""
+    """What is unknown about locks and syncs at a path, in a sentence; None on a local disk.
+
+    The path need not exist yet.
+    """
     mount = _mount_of(path, _mounts())
     if mount is None or not _is_shared(mount.kind):
         return None
@@ -60,15 +64,15 @@ def parse_mount_output(text: str) -> list[Mount]:
 
 
 def _is_shared(kind: str) -> bool:
-    # What serves a `fuseblk`, such as ntfs-3g, has the block device to itself, as a disk's driver
-    # has. Of other FUSE filesystems the type tells at most a name that they gave themselves.
+    # A program that serves a `fuseblk`, such as ntfs-3g, has the block device to itself, as the
+    # driver of a disk has. For other FUSE filesystems the type is a name of their own choice.
     return kind in _SHARED or kind.startswith("fuse.")
 
 
 def _mount_of(path: str, mounts: list[Mount]) -> Mount | None:
     path = os.path.join(os.path.realpath(path), "")
     around = [mount for mount in mounts if path.startswith(os.path.join(mount.point, ""))]
-    # Of several mounts at one point the last one covers the others.
+    # If several filesystems are mounted at one point, the last one covers the others.
     return max(reversed(around), key=lambda mount: len(mount.point), default=None)
 
 

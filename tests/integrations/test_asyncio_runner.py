@@ -11,8 +11,8 @@ import pytest
 
 from checkpoint_store import CheckpointStore, InputChangedError, resume
 
-from .. import servers
-from ..backends import S3Backend, make_backend
+from ..harness import servers
+from ..harness.backends import S3Backend, make_backend
 from .asyncio_runner import run_steps
 
 TIMEOUT = 300

@@ -12,7 +12,7 @@ import pytest
 
 from checkpoint_store import CheckpointStore, InputChangedError, resume
 
-from ..backends import make_backend
+from ..harness.backends import make_backend
 
 pytest.importorskip("langgraph.checkpoint.conformance", reason="needs the extra integrations")
 

@@ -20,7 +20,7 @@ import pytest
 
 from checkpoint_store import CheckpointStore, InputChangedError, Run, resume
 
-from ..backends import make_backend
+from ..harness.backends import make_backend
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,7 +17,7 @@ import pytest
 
 from checkpoint_store import CheckpointNotFoundError, CheckpointStore, Run, resume
 
-from ..backends import Backend, make_backend
+from ..harness.backends import Backend, make_backend
 from .worker_pools import load_or_compute
 
 pytestmark = pytest.mark.filterwarnings(

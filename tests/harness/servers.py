@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
@@ -29,7 +29,7 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"
 
 @contextmanager
 def moto_server(folder: Path) -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _running(command, {}, port, folder) as endpoint:
         yield endpoint
@@ -38,10 +38,72 @@ def moto_server(folder: Path) -> Iterator[str]:
 @contextmanager
 def ministack_server(folder: Path) -> Iterator[str]:
     """`folder` keeps the environment it is installed in."""
-    port = _free_port()
+    port = free_port()
     environment = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3"}
     with _running([str(_ministack(folder))], environment, port, folder) as endpoint:
         yield endpoint
+
+
+_SFTP_SERVER = """
+import asyncio, asyncssh
+class Server(asyncssh.SSHServer):
+    def password_auth_supported(self):
+        return True
+    def validate_password(self, username, password):
+        return (username, password) == ("contract", "contract-secret")
+async def main():
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    server = await asyncssh.listen(
+        "127.0.0.1", 0, server_factory=Server, server_host_keys=[key], sftp_factory=True
+    )
+    print(server.get_port(), flush=True)
+    await server.wait_closed()
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def sftp_server() -> Iterator[int]:
+    """Its port. The user `contract` may change whatever this one may."""
+    command = [sys.executable, "-c", _SFTP_SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield int(server.stdout.readline())
+        finally:
+            server.terminate()
+
+
+@contextmanager
+def azure_server(command: str) -> Iterator[str]:
+    port = free_port()
+    options = ("--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent")
+    with _emulator(command, "--blobPort", str(port), *options, port=port) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def google_server(command: str) -> Iterator[str]:
+    port = free_port()
+    address = ("-scheme", "http", "-host", "127.0.0.1", "-port", str(port))
+    with _emulator(command, *address, "-backend", "memory", port=port) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def _emulator(*command: str, port: int) -> Iterator[str]:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet) as server:
+        try:
+            while server.poll() is None:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.05)
+            else:
+                raise RuntimeError(f"{command[0]} ended at once")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
 
 
 def _ministack(folder: Path) -> Path:
@@ -97,7 +159,7 @@ def _wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> Non
     raise RuntimeError(f"{process.args} does not answer: {log.read_text()[-2000:]}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """One that nobody else is given within the next minute.
 
     A connection that its server ended keeps the port, except from who asks for it by its number.
@@ -143,7 +205,7 @@ def error(status: int, code: str) -> Response:
     return Response(status, {"Content-Type": "application/xml"}, body.encode())
 
 
-def _end_to_end(headers: Mapping[str, str]) -> dict[str, str]:
+def end_to_end(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in _HOP_BY_HOP}
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 
 from aiohttp import web
 
-from .servers import Proxy, Request, Response, _end_to_end, error
+from .servers import Proxy, Request, Response, end_to_end, error
 
 
 class Kind(StrEnum):
@@ -82,7 +82,7 @@ class FaultProxy(Proxy):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
             return web.StreamResponse()
-        reply = web.StreamResponse(status=response.status, headers=_end_to_end(response.headers))
+        reply = web.StreamResponse(status=response.status, headers=end_to_end(response.headers))
         reply.content_length = len(response.body)
         await reply.prepare(incoming)
         await reply.write(response.body[: len(response.body) // 2])

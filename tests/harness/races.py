@@ -1,8 +1,8 @@
 """Processes that race for one workflow, and a judge of what they were told.
 
-    python -m tests.races                         50 seeds of 200 operations, on local disk and S3
-    python -m tests.races --url s3 --seeds 5      fewer, on one of them
-    python -m tests.races --url s3://bucket/new   where there is nothing yet
+    python -m tests.harness.races                         50 seeds of 200 calls, on a disk and S3
+    python -m tests.harness.races --url s3 --seeds 5      fewer, on one of them
+    python -m tests.harness.races --url s3://bucket/new   where there is nothing yet
 
 Each seed is three races of 8 processes, all released at once:
 
@@ -41,9 +41,10 @@ from checkpoint_store import (
     Run,
     resume,
 )
-from checkpoint_store._filesystems import local, s3
+from checkpoint_store._filesystems import base, s3_engine
 from checkpoint_store._protocol import change_record
 from checkpoint_store._record import Record, new_record
+from checkpoint_store._steps import drive
 from checkpoint_store.errors import CorruptRecordError
 
 from . import servers
@@ -252,9 +253,9 @@ def warm_up(store: CheckpointStore, process: int) -> None:
     store.clear(f"warm {process}")
     assert store.conditional_writes, "there is no race to win without conditional writes"
     filesystem = store._filesystem
-    for name in ("read_small", "swap", "detach", "pages", "delete", "read", "write"):
+    for name in ("read_small", "swap", "detach", "list_files", "delete", "read", "write"):
         setattr(filesystem, name, hesitant(getattr(filesystem, name)))
-    for module in (local, s3):
+    for module in (base, s3_engine):
         module.PAGE = 3
 
 
@@ -374,14 +375,15 @@ def create(store: CheckpointStore, process: int, workflow: str, inputs: str) -> 
 
 
 def count(store: CheckpointStore, _process: int, workflow: str, times: int) -> list[int]:
-    def propose(found: Record | CorruptRecordError | None) -> Record:
+    def counted(found: Record | CorruptRecordError | None) -> tuple[Record, None]:
         assert not isinstance(found, CorruptRecordError)
-        return new_record(workflow, str(1 + int((found and found.fingerprint) or 0)))
+        return new_record(workflow, str(1 + int((found and found.fingerprint) or 0))), None
 
     reached = []
     for _ in range(times):
         with suppress(ContentionError):
-            record = change_record(store._filesystem, workflow, propose)
+            changing = change_record(store._filesystem, workflow, counted)
+            _, record, _ = drive(store._filesystem, changing)
             reached.append(int(record.fingerprint or 0))
     return reached
 
@@ -454,12 +456,12 @@ def storage(url: str) -> Iterator[CheckpointStore]:
         yield stack.enter_context(store)
 
 
-CACHE = Path(__file__).parent.parent / ".pytest_cache/d/ministack"
+CACHE = Path(__file__).parents[2] / ".pytest_cache/d/ministack"
 """Where pytest keeps it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.races")
+    parser = argparse.ArgumentParser(prog="python -m tests.harness.races")
     parser.add_argument("--url", action="append", help="local, s3 (a server of its own), or a URL")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--operations", type=int, default=200)

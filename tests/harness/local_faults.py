@@ -30,14 +30,13 @@ from typing import IO, Any, NamedTuple, NoReturn
 import pytest
 
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Run, resume
-from checkpoint_store._filesystems import local, locks
+from checkpoint_store._filesystems import base, locks
 
-from .test_crashes import (
+from .operations import (
     NEW,
     OLD,
     OPERATIONS,
     WORKFLOW,
-    LocalWorld,
     Operation,
     computed,
     nothing,
@@ -45,6 +44,7 @@ from .test_crashes import (
     perform,
     prepared,
 )
+from .worlds import LocalWorld
 
 PATIENCE = 60
 """Seconds after which a child that waits for something is ended, and its test fails."""
@@ -146,7 +146,7 @@ class Forker:
         self._errors = errors
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", f"import {__name__} as it; it.main()"],
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -307,7 +307,7 @@ def _calls(lines: Sequence[str]) -> list[Call]:
 
 def main() -> None:
     patch = pytest.MonkeyPatch()
-    patch.setattr(local, "PAGE", 2)
+    patch.setattr(base, "PAGE", 2)
     patch.setattr(locks, "LOCK_TIMEOUT", PATIENCE / 4)
     logging.getLogger("checkpoint_store").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory() as parent:

@@ -1,17 +1,19 @@
 """The kinds of storage that the contract is tested on.
 
 Each `Backend` makes stores of one kind and looks at what they stored by another way than the code
-under test: `pathlib`, the dict inside fsspec's memory filesystem, or boto3.
+under test: `pathlib`, the dict inside fsspec's memory filesystem, boto3, or the clients of Azure
+and Google. Whoever adds a kind adds its class here, its server to `servers`, and to `conftest` a
+fixture that starts the server.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -25,6 +27,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from checkpoint_store import CheckpointStore
 
 KINDS = ("memory", "local", "moto", "ministack", "generic")
+"""Those that every promise is tested on."""
+
+EMULATORS = ("azure", "google") if find_spec("adlfs") or find_spec("gcsfs") else ()
+"""Those on which some are tested too. Without either filesystem there is nothing even to skip."""
+
+large_bodies = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+"""What is larger than a MiB they send in a way that aiohttp warns of."""
+
 RECORD = ".fingerprint"
 
 SIBLINGS = {
@@ -238,6 +248,113 @@ class MinistackBackend(S3Backend):
     kind = "ministack"
 
 
+class SFTPBackend(GenericBackend):
+    """The same folder through an SFTP server on this machine."""
+
+    kind = "sftp"
+
+    def __init__(self, folder: Path, port: int) -> None:
+        super().__init__(folder)
+        self.url = f"sftp://127.0.0.1:{port}{self.root.as_posix()}"
+        self.storage_options: Mapping[str, Any] = {
+            "username": "contract",
+            "password": "contract-secret",
+            "allow_agent": False,
+            "look_for_keys": False,
+        }
+
+
+class EmulatedBackend(Backend):
+    """A bucket or container of its own on an emulator at `endpoint`."""
+
+    conditional_writes = True
+    inside = "some/root/"
+    scheme: ClassVar[str]
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.storage_options = self.options(endpoint)
+        self.bucket = f"contract-{os.getpid()}-{next(_numbers)}"
+        self.url = f"{self.scheme}://{self.bucket}/some/root"
+
+    @abstractmethod
+    def options(self, endpoint: str) -> dict[str, str]:
+        """What a store needs to go through this endpoint."""
+
+    @abstractmethod
+    def buckets(self) -> set[str]: ...
+
+
+class AzureBackend(EmulatedBackend):
+    kind = "azure"
+    scheme = "abfs"
+
+    def __init__(self, endpoint: str) -> None:
+        from azure.storage.blob import BlobServiceClient
+
+        super().__init__(endpoint)
+        connection = self.options(endpoint)["connection_string"]
+        self.service = BlobServiceClient.from_connection_string(connection)
+        self.container = self.service.create_container(self.bucket)
+        self.container.upload_blob("some/root1/beside", b"beside")
+
+    def options(self, endpoint: str) -> dict[str, str]:
+        # The account that every Azurite has.
+        account = "devstoreaccount1"
+        key = (
+            "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/"
+            "K1SZFPTOtr/KBHBeksoGMGw=="
+        )
+        return {
+            "connection_string": f"DefaultEndpointsProtocol=http;AccountName={account};"
+            f"AccountKey={key};BlobEndpoint={endpoint}/{account};"
+        }
+
+    def buckets(self) -> set[str]:
+        return {container.name for container in self.service.list_containers()}
+
+    def everything(self) -> dict[str, bytes]:
+        names = list(self.container.list_blob_names())
+        return {name: self.container.download_blob(name).readall() for name in names}
+
+    def put(self, key: str, data: bytes) -> None:
+        self.container.upload_blob(self.inside + key, data, overwrite=True)
+
+    def remove(self, key: str) -> None:
+        self.container.delete_blob(self.inside + key)
+
+
+class GoogleBackend(EmulatedBackend):
+    kind = "google"
+    scheme = "gs"
+
+    def __init__(self, endpoint: str) -> None:
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud.storage import Client
+
+        super().__init__(endpoint)
+        self.service = Client(
+            "project", AnonymousCredentials(), client_options={"api_endpoint": endpoint}
+        )
+        self.blobs = self.service.create_bucket(self.bucket)
+        self.blobs.blob("some/root1/beside").upload_from_string(b"beside")
+
+    def options(self, endpoint: str) -> dict[str, str]:
+        return {"endpoint_url": endpoint, "token": "anon"}
+
+    def buckets(self) -> set[str]:
+        return {bucket.name for bucket in self.service.list_buckets()}
+
+    def everything(self) -> dict[str, bytes]:
+        return {blob.name: blob.download_as_bytes() for blob in self.blobs.list_blobs()}
+
+    def put(self, key: str, data: bytes) -> None:
+        self.blobs.blob(self.inside + key).upload_from_string(data)
+
+    def remove(self, key: str) -> None:
+        self.blobs.blob(self.inside + key).delete()
+
+
 class Untouchable:
     """Stands in for a filesystem where none may be asked."""
 
@@ -266,26 +383,37 @@ def s3_client(endpoint: str) -> Any:
 
 
 def make_backend(kind: str, folder: Path, request: pytest.FixtureRequest) -> Backend:
+    """A storage of that kind. Its server runs for the whole session, or the test is skipped."""
     if kind == "memory":
         return MemoryBackend()
     if kind == "local":
         return LocalBackend(folder)
     if kind == "generic":
         return GenericBackend(folder)
-    request.getfixturevalue("no_aws_environment")
-    backends = {"moto": MotoBackend, "ministack": MinistackBackend}
+    if kind == "sftp":
+        return SFTPBackend(folder, request.getfixturevalue("sftp_server"))
+    if kind == "google":
+        request.getfixturevalue("google_filesystem")
+    if kind in ("moto", "ministack"):
+        request.getfixturevalue("no_aws_environment")
+    backends: dict[str, Callable[[str], Backend]] = {
+        "moto": MotoBackend,
+        "ministack": MinistackBackend,
+        "azure": AzureBackend,
+        "google": GoogleBackend,
+    }
     return backends[kind](request.getfixturevalue(f"{kind}_server"))
 
 
-@pytest.fixture(params=KINDS)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    """Each kind of storage in turn, with nothing under its root."""
-    made = make_backend(request.param, tmp_path, request)
-    yield made
-    if isinstance(made, MemoryBackend):
-        made.forget()
-    elif isinstance(made, _OnDisk):
-        shutil.rmtree(tmp_path)
+def also_on(*kinds: str) -> pytest.MarkDecorator:
+    """Marks a test with a `backend` that is run on further kinds than those that all run on.
+
+    It stands nearest to the function, so that the kind comes first in the name of a test.
+    """
+    further = [
+        pytest.param(kind, marks=large_bodies if kind in EMULATORS else ()) for kind in kinds
+    ]
+    return pytest.mark.parametrize("backend", [*KINDS, *further], indirect=True)
 
 
 _LONGEST = 200

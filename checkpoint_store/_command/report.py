@@ -1,4 +1,4 @@
-"""What the command says: line by line to people, or as one JSON document to machines."""
+"""The output of the command: line by line for people, or one JSON document for machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import textwrap
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from ._check import Finding
+from .check import Finding
 
 
 def version() -> str:
@@ -20,7 +20,7 @@ def version() -> str:
 
 
 class Report:
-    """What was found: told to people as it comes, or to machines as one document at the end."""
+    """Collects what was found. People are told at once, and machines at the end."""
 
     def __init__(self, options: dict[str, Any], *, as_json: bool) -> None:
         self._options = options
@@ -42,7 +42,7 @@ class Report:
         self.say(f"\n{_one_line(self._place or '')} was removed.")
 
     def say(self, text: str = "", stream: TextIO | None = None) -> None:
-        """What only people need."""
+        """Prints a text for people. It is left out of the JSON document."""
         if not self._as_json:
             _say(text, stream)
 
@@ -70,7 +70,7 @@ class Report:
         self.say(f"  {mark:4} {1000 * finding.seconds:8,.0f} ms  {finding.promise:19} {detail}")
 
     def warn(self, message: str) -> None:
-        """Of each message once."""
+        """Reports a warning, unless it was reported before."""
         if message in self._warnings:
             return
         self._warnings.append(message)
@@ -78,7 +78,7 @@ class Report:
         self.say(textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="  "))
 
     def conclude(self) -> None:
-        """Says what the findings mean."""
+        """Prints what the findings mean together."""
         broken: dict[str, list[str]] = {}
         for finding in self._findings:
             if finding.meaning is not None:
@@ -92,7 +92,7 @@ class Report:
 
     def leave_behind(self, place: str, reason: str) -> None:
         self._left_behind = reason
-        # The place is given in full, for whoever has to remove it: a URL holds no credentials.
+        # The place is printed in full for the person who has to remove it. It holds no credentials.
         said = f"remove {_one_line(place)} yourself, it was left behind: {self._clean(reason)}"
         self.say(f"checkpoint_store: {said}", sys.stderr)
 
@@ -131,12 +131,12 @@ class Report:
 
 
 def _one_line(text: str) -> str:
-    """A text that cannot pass for lines of ours, whatever a server or a name has put into it."""
+    """The text in one line, so that no part of it looks like a line of the report."""
     return text.replace("\n", "\\n")
 
 
 def _without_values(text: str, options: dict[str, Any]) -> str:
-    """A message without the values of storage options, which may be credentials."""
+    """The text without the values of storage options, which may be credentials."""
     for value in sorted(_leaves(options), key=len, reverse=True):
         text = text.replace(value, "***")
     return text
@@ -144,12 +144,12 @@ def _without_values(text: str, options: dict[str, Any]) -> str:
 
 def _leaves(value: Any) -> list[str]:
     if isinstance(value, dict):
-        # An endpoint is refused if it has credentials in it, and tells what to check.
+        # The endpoint is shown: it tells what to check, and one with credentials in it is refused.
         value = [item for name, item in value.items() if name != "endpoint_url"]
     if isinstance(value, list):
         return [leaf for item in value for leaf in _leaves(item)]
     text = str(value)
-    # Anything shorter would cross out parts of ordinary words.
+    # A shorter value might be a part of an ordinary word.
     return [text] if len(text) >= 4 and not isinstance(value, bool | None) else []
 
 

@@ -1,6 +1,6 @@
 """Processes that share one root are killed at random, again and again, and started anew.
 
-    python -m tests.kill_loop [local | s3 | FOLDER | s3://BUCKET/PREFIX] [--kills 10000]
+    python -m tests.harness.kill_loop [local | s3 | FOLDER | s3://BUCKET/PREFIX] [--kills 10000]
         [--processes 4] [--seed N] [--storage-options JSON]
 
 Each process resumes workflows under all policies and with changing inputs, reads, writes, collects
@@ -71,7 +71,7 @@ from .backends import RECORD, SIBLINGS, Backend, LocalBackend, MinistackBackend,
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 WORKFLOWS = {"wf": "wf", "wf-1": "wf-1"}
 """Those that are worked on, with their folders; the other siblings stand by."""
@@ -713,7 +713,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        "python -m tests.kill_loop",
+        "python -m tests.harness.kill_loop",
         usage=argparse.SUPPRESS,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

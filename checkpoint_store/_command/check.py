@@ -1,4 +1,4 @@
-"""What the storage at a URL really guarantees, found out by trying it."""
+"""Tries what the storage at a URL really guarantees."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ._filesystems.base import Stored
-from ._filesystems.generic import GenericFilesystem
-from ._filesystems.local import LocalFilesystem
-from ._filesystems.memory import MemoryFilesystem
-from ._names import encode_name
-from ._races import Team, mark, signature
-from ._run import Run
-from ._store import CheckpointStore
-from .errors import (
+from .._filesystems.base import Filesystem, Stored
+from .._names import encode_name
+from .._run import Run
+from .._steps import drive, list_all
+from .._store import CheckpointStore
+from ..errors import (
     CheckpointNotFoundError,
     CheckpointStoreError,
     InvalidNameError,
     storage_errors,
 )
+from .races import THREADS, Team, mark, signature
 
 SECONDS = 5.0
-"""After which no row begins another round. It has always made one."""
+"""After so many seconds no row begins another round. Each row makes at least one."""
 ROUNDS = 10
 RACES = 100
 UPDATES = 12
-"""By each contestant, where none may be lost."""
+"""How many updates each contestant makes in the row in which none may be lost."""
 
 READS = 20
-"""Of a file that is being replaced, beside as many writes at least."""
+"""How often a file is read while it is being replaced, at least as often."""
 AHEAD = 10
-"""Writes for a read at most, and reads for a write, so that a slow one is not swamped."""
+"""How many writes are made for each read at most, and reads for each write, so that neither side
+leaves the other behind where it is slow."""
 
 SIBLINGS = ("w", "wf1", "wf-1", "wf.", "WF", "wf/t", "wf%2Ft", "wf*", "wf@x")
 STREAM_BYTES = 9 * 1024**2
-"""More than one part of an upload to S3."""
+"""The size of a stream that takes more than one part of an upload to S3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`kept` is None for what was not tried, and `meaning` unless the promise is broken."""
+    """The outcome of one row.
+
+    `kept` is None if the promise was not tried. `meaning` is None unless the promise is broken.
+    """
 
     promise: str
     kept: bool | None
@@ -54,15 +56,11 @@ class Finding:
 
 
 class _NotKeptError(Exception):
-    """`meaning` is given where it is another than that of the row."""
+    """The promise is broken. `meaning` is given if it differs from that of the row."""
 
     def __init__(self, detail: str, meaning: str | None = None) -> None:
         super().__init__(detail)
         self.meaning = meaning
-
-
-class _NotTriedError(Exception):
-    pass
 
 
 def check(
@@ -72,15 +70,13 @@ def check(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Finding, None, None]:
-    """Tries every promise, each by itself; `other` is a connection of its own to the same place.
+    """Tries each promise by itself. `other` is another connection to the same place.
 
     Races are run over more connections, which are made with the same `storage_options`. Close the
     generator before the place is removed: a second process may be at work there.
     """
     filesystem = other._filesystem
-    has_second = filesystem.conditional_writes is not False and not isinstance(
-        filesystem, MemoryFilesystem
-    )
+    has_second = filesystem.conditions is not None and not filesystem.is_of_one_process
     with Team(store.url, storage_options or {}, second=has_second) as team:
         checks = _Checks(store, other, team, clock)
         for promise, attempt, meaning in (
@@ -91,18 +87,20 @@ def check(
             ("whole reads", checks.whole_reads, _TORN),
             ("large streams", checks.large_streams, _STREAMS),
             ("sibling-safe clear", checks.sibling_safe_clear, _SIBLINGS),
-            ("durable publish", checks.durable_publish, ""),
+            ("durable publish", filesystem.durability, ""),
             ("exclusive create", checks.exclusive_create, _NO_CONDITIONS),
             ("compare-and-swap", checks.compare_and_swap, _NO_CONDITIONS),
             ("no lost update", checks.no_update_lost, _NO_CONDITIONS),
+            ("other mounts, hosts", filesystem.caveat, ""),
         ):
-            yield _find(checks, promise, attempt, meaning)
-    if filesystem.caveat is not None:
-        yield Finding("other mounts, hosts", None, filesystem.caveat, 0.0, None)
+            if callable(attempt):
+                yield _find(checks, promise, attempt, meaning)
+            elif attempt is not None:
+                yield Finding(promise, None, attempt, 0.0, None)
 
 
 def _find(checks: _Checks, promise: str, attempt: Callable[[], str], meaning: str) -> Finding:
-    kept: bool | None = True
+    kept = True
     start = time.perf_counter()
     checks.start()
     try:
@@ -111,12 +109,10 @@ def _find(checks: _Checks, promise: str, attempt: Callable[[], str], meaning: st
                 detail = attempt()
             except _NotKeptError as broken:
                 kept, detail, meaning = False, str(broken), broken.meaning or meaning
-            except _NotTriedError as unknown:
-                kept, detail = None, str(unknown)
     except CheckpointStoreError as error:
         kept, detail = False, str(error).removeprefix(f"{promise}: ")
     seconds = time.perf_counter() - start
-    return Finding(promise, kept, detail, seconds, meaning if kept is False else None)
+    return Finding(promise, kept, detail, seconds, None if kept else meaning)
 
 
 _NO_RECORDS = (
@@ -174,10 +170,9 @@ class _Checks:
         self._clock = clock
         self._end = 0.0
         self._filesystem = other._filesystem
-        self._is_s3 = not isinstance(self._filesystem, LocalFilesystem | GenericFilesystem)
 
     def start(self) -> None:
-        """Begins the time of a row."""
+        """Notes when the time of this row will be over."""
         self._end = self._clock() + SECONDS
 
     def missing(self) -> str:
@@ -245,7 +240,7 @@ class _Checks:
                 while min(reads, versions) < READS and not writing.done():
                     if self._is_late() and reads and versions > 1:
                         break
-                    time.sleep(0.0005)  # A reader that never waits starves the writer.
+                    time.sleep(0.0005)  # A reader that never waits would starve the writer.
                     if reads >= AHEAD * versions:
                         continue
                     reads += 1
@@ -278,68 +273,46 @@ class _Checks:
 
     def sibling_safe_clear(self) -> str:
         names = ("wf", *SIBLINGS)
-        before = {}
-        for index, files in self._filesystem.each(self._written, names):
-            if isinstance(files, InvalidNameError):
-                continue  # This disk folds case.
-            if isinstance(files, Exception):
-                raise files
-            before[names[index]] = files
+        with ThreadPoolExecutor(THREADS) as pool:
+            written = dict(zip(names, pool.map(self._written, names), strict=True))
+        before = {name: files for name, files in written.items() if files is not None}
         if not before.pop("wf"):
             raise _NotKeptError("what was written is not there")
         self._store.clear("wf")
         if self._files("wf"):
             raise _NotKeptError("files of the cleared workflow are still there")
         siblings = list(before)
-        for index, files in self._filesystem.each(self._files, siblings):
-            if files != before[siblings[index]]:
-                raise _NotKeptError(f"clearing 'wf' changed {siblings[index]!r}")
+        with ThreadPoolExecutor(THREADS) as pool:
+            for sibling, files in zip(siblings, pool.map(self._files, siblings), strict=True):
+                if files != before[sibling]:
+                    raise _NotKeptError(f"clearing 'wf' changed {sibling!r}")
         return f"{len(siblings)} workflows with names like it kept every byte"
 
-    def durable_publish(self) -> str:
-        if isinstance(self._filesystem, MemoryFilesystem):
-            raise _NotTriedError("not promised: memory is gone with this process")
-        if isinstance(self._filesystem, GenericFilesystem):
-            raise _NotTriedError("unknown: up to the server behind this protocol")
-        # Only a power failure would show it.
-        if self._is_s3:
-            raise _NotTriedError("by design, not tried: stored once the server has answered")
-        raise _NotTriedError("by design, not tried: file and folder are synced before a write ends")
-
     def exclusive_create(self) -> str:
-        self._refuse_without_conditions()
-        if not self._filesystem.swap("create/one", None, b"first"):
-            raise _NotKeptError("a new file was refused")
-        if self._filesystem.swap("create/one", None, b"second"):
-            raise _NotKeptError(f"it was created twice{self._ignored('If-None-Match')}")
-        done = 0
+        create, _ = self._conditions()
         self._gather()
+        done = 0
         for number in self._rounds(RACES):
-            self._race_for(f"create/race-{number}", None, number)
+            self._race_for(f"create/race-{number}", None, number, create)
             done += 1
-        return self._won(done, "If-None-Match")
+        return self._won(done, create)
 
     def compare_and_swap(self) -> str:
-        self._refuse_without_conditions()
-        filesystem, key = self._filesystem, "swap/one"
-        filesystem.swap(key, None, b"first")
-        stale = filesystem.read_small(key)
-        if not filesystem.swap(key, stale, b"second"):
-            raise _NotKeptError("the present version was refused")
-        if filesystem.swap(key, stale, b"third"):
-            raise _NotKeptError(f"an old version was swapped{self._ignored('If-Match')}")
-        if filesystem.swap("swap/missing", stale, b"fourth"):
-            raise _NotKeptError(f"a missing file was swapped{self._ignored('If-Match')}")
-        present = filesystem.read_small(key)
+        _, swap = self._conditions()
+        key = "swap/one"
+        self._filesystem.swap(key, None, b"first")
+        present = self._filesystem.read_small(key)
+        if self._filesystem.swap("swap/missing", present, b"none"):
+            raise _NotKeptError(f"a missing file was swapped: {swap} was ignored")
         self._gather()
         done = 0
         for number in self._rounds(RACES):
-            present = self._race_for(key, present, number)
+            present = self._race_for(key, present, number, swap)
             done += 1
-        return self._won(done, "If-Match")
+        return self._won(done, swap)
 
     def no_update_lost(self) -> str:
-        self._refuse_without_conditions()
+        self._conditions()
         key = "swap/updates"
         self._filesystem.swap(key, None, b"begin ")
         self._gather()
@@ -362,10 +335,10 @@ class _Checks:
 
     def _gather(self) -> None:
         self._team.gather()
-        self.start()  # To connect them all takes a while, in which there are no rounds.
+        self.start()  # The time that it takes to connect them all does not count.
 
-    def _race_for(self, key: str, old: Stored | None, number: int) -> Stored:
-        """The version that won, given that it is the only one."""
+    def _race_for(self, key: str, old: Stored | None, number: int, condition: str) -> Stored:
+        """Lets all contestants swap a file. Returns the version that has won, if only one has."""
         results = self._team.swap(key, old, number)
         winners = [
             signature(number, contestant)
@@ -375,39 +348,43 @@ class _Checks:
         stored = Stored(b"")
         with suppress(FileNotFoundError):
             stored = self._filesystem.read_small(key)
-        # Where a reply was lost, the winner itself may not know.
+        # If its reply was lost, the winner itself does not know that it has won.
         if stored.data.startswith(signature(number, 0)[:-1]) and winners in ([], [stored.data]):
             return stored
-        error = next((f": {result}" for result in results if isinstance(result, str)), "")
-        raise _NotKeptError(f"{len(winners)} of {len(results)} won in round {number + 1}{error}")
+        error = next((result for result in results if isinstance(result, str)), "")
+        if error and not winners and number == 0:
+            raise _NotKeptError(error)  # No contestant could try it.
+        why = error or (f"{condition} was ignored" if winners else "nobody was told why")
+        raise _NotKeptError(f"{len(winners)} of {len(results)} won in round {number + 1}: {why}")
 
-    def _won(self, done: int, header: str) -> str:
-        condition = f" ({header})" if self._is_s3 else ""
+    def _won(self, done: int, condition: str) -> str:
         rounds = _of(done, RACES, "rounds")
-        return f"{rounds} of {self._team}: always one winner{condition}{self._note()}"
+        return f"{rounds}, {self._team}: one winner each ({condition}){self._note()}"
 
     def _note(self) -> str:
         return f"; {self._team.note}" if self._team.note else ""
 
     def _runs(self, workflow_id: str) -> tuple[Run, Run]:
-        """The same workflow on both connections."""
+        """The same workflow, opened on both connections."""
         return _begin(self._store, workflow_id), _begin(self._other, workflow_id)
 
-    def _written(self, workflow_id: str) -> dict[str, bytes]:
-        """The files of a new workflow."""
-        _begin(self._store, workflow_id).write("task", workflow_id.encode())
-        return self._files(workflow_id)
+    def _written(self, workflow_id: str) -> dict[str, bytes] | None:
+        """Makes a workflow and returns its files; None if this disk takes it for another one."""
+        try:
+            _begin(self._store, workflow_id).write("task", workflow_id.encode())
+            return self._files(workflow_id)
+        except InvalidNameError:
+            return None
 
-    def _refuse_without_conditions(self) -> None:
-        if not self._is_s3 and self._filesystem.conditional_writes is False:
+    def _conditions(self) -> tuple[str, str]:
+        if self._filesystem.conditions is None:
             raise _NotKeptError("this kind of storage has no conditional writes")
-
-    def _ignored(self, header: str) -> str:
-        return f": the server ignores {header}" if self._is_s3 else ""
+        return self._filesystem.conditions
 
     def _files(self, workflow_id: str) -> dict[str, bytes]:
         folder = encode_name(workflow_id, "workflow id")
-        keys = [f"{folder}/{name}" for page in self._filesystem.pages(folder) for name in page]
+        files = drive(self._filesystem, list_all(folder, Filesystem.list_files, folder))
+        keys = [f"{folder}/{file.name}" for file in files]
         return {key: self._filesystem.read(key)[:] for key in keys}
 
     def _rounds(self, wanted: int) -> Iterator[int]:

@@ -1,6 +1,6 @@
 """Removes one guard of the package at a time, and shows that a test notices.
 
-    python tests/mutations.py [NAME ...]
+    python -m tests.harness.mutations [NAME ...]
 
 Each mutation is applied to a copy of the package, and the tests named with it are run against that
 copy. A mutation that they survive is a guard that nothing checks, and the exit status is then 1.
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Mutation(NamedTuple):
@@ -33,16 +33,20 @@ def one(file: str, old: str, new: str, tests: str, only: str = "") -> Mutation:
 
 PROTOCOL, RECORD, FRAME, RUN = "_protocol.py", "_record.py", "_frame.py", "_run.py"
 LOCAL, LOCKS, S3 = "_filesystems/local.py", "_filesystems/locks.py", "_filesystems/s3.py"
-STREAMS, S3_SERVERS = "test_streams.py", "test_s3_servers.py"
-CRASHES, LOCAL_TESTS, S3_TESTS = (
-    "test_crashes.py",
-    "test_local_filesystem.py",
-    "test_s3_filesystem.py",
-)
+DISK, ENGINE = "_filesystems/disk.py", "_filesystems/s3_engine.py"
+S3_ERRORS, TRANSFERS = "_filesystems/s3_errors.py", "_filesystems/s3_transfers.py"
+CRASHES, STREAMS, FRAME_STREAMS = "test_crashes.py", "test_streams.py", "test_frame_streams.py"
+LOCAL_TESTS, LOCAL_WRITES = "test_local_filesystem.py", "test_local_writes.py"
+LOCAL_DISKS = "test_local_disks.py"
+S3_TESTS, S3_CONDITIONS = "test_s3_filesystem.py", "test_s3_conditions.py"
+S3_STREAMS, S3_SERVERS = "test_s3_streams.py", "test_s3_servers.py"
+
+DETACH = "    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)\n"
+"""The line with which a clear begins."""
 
 MUTATIONS = {
     "a lost reply is not recognised by its nonce": one(
-        PROTOCOL, "found.nonce in mine", "found.nonce in ()", CRASHES, "reply_was_lost"
+        PROTOCOL, "found.nonce in sent", "found.nonce in ()", CRASHES, "reply_was_lost"
     ),
     "a reset keeps its token": one(
         RECORD,
@@ -52,9 +56,9 @@ MUTATIONS = {
         "overtaken and memory",
     ),
     "the decision is that of the first look": one(
-        "_resume.py",
-        "decision = decide(",
-        "decision = decision or decide(",
+        PROTOCOL,
+        "        record, decision = transition(found)\n",
+        "        _, record, decision = next(iter(sent.values()), (0, *transition(found)))\n",
         CRASHES,
         "overtaken and memory",
     ),
@@ -63,10 +67,10 @@ MUTATIONS = {
         (
             (
                 "    removed = 0\n",
-                "    removed = 0\n    early = read_record(filesystem, workflow_id)\n",
+                "    removed = 0\n    early = yield from read_record(workflow_id)\n",
             ),
             (
-                "        record = read_record(filesystem, workflow_id)\n",
+                "        record = yield from read_record(workflow_id)\n",
                 "        record = early\n",
             ),
         ),
@@ -76,37 +80,36 @@ MUTATIONS = {
     "a clear deletes the record last": Mutation(
         PROTOCOL,
         (
+            (DETACH, "    removed = yield from collect(workflow_id, progress, cleared=True)\n"),
             (
-                "    return collect(filesystem, workflow_id, progress, cleared=True)\n",
-                "    return removed\n",
-            ),
-            (
-                '    with storage_errors(f"clearing workflow',
-                """    removed = collect(filesystem, workflow_id, cleared=True)
-    with storage_errors(f"clearing workflow""",
+                "    return (yield from collect(workflow_id, progress, cleared=True))\n",
+                DETACH + "    return removed\n",
             ),
         ),
-        "test_contract.py",
+        "test_nobody_elses.py",
         "clear and memory",
     ),
     "collecting deletes without a record": one(
         PROTOCOL, "record is None and not cleared", "False", CRASHES, "without_a_record"
     ),
     "collecting deletes the base": one(
-        PROTOCOL, "(record.token, record.base)", "(record.token,)", "test_contract.py", "memory"
+        PROTOCOL, "(record.token, record.base)", "(record.token,)", "test_nothing_lost.py", "memory"
     ),
     "partial deletes are not raised": one(
-        PROTOCOL, "    if failures:\n", "    if False:\n", "test_contract.py", "memory"
+        PROTOCOL, "    if failures:\n", "    if False:\n", "test_never_silent.py", "memory"
     ),
     "the second question about conditions is not asked": one(
         PROTOCOL,
         "accepted and filesystem.conditional_writes is None",
         "False",
-        S3_TESTS,
+        S3_CONDITIONS,
         "ignores_conditions and ministack",
     ),
     "a mixture counts as the inputs": one(
-        RECORD, "    if record.base is not None:", "    if False:", "test_policy.py"
+        "_policy.py",
+        "    if record.base is not None:\n        reason",
+        "    if False:\n        reason",
+        "test_policy.py",
     ),
     "the checksum of a record is not compared": one(
         RECORD,
@@ -145,16 +148,16 @@ MUTATIONS = {
         FRAME,
         "        if kind is not None:\n",
         "        if False:\n",
-        "test_frame.py",
+        FRAME_STREAMS,
         "error_in_the",
     ),
     "a failed write is not final": one(
-        FRAME, '            self._lose("a write failed")\n', "", "test_frame.py", "failed_write"
+        FRAME, '            self._lose("a write failed")\n', "", FRAME_STREAMS, "failed_write"
     ),
     "the newer checkpoint is deleted first": one(
-        RUN,
-        "for header in reversed(self._generations(task)):",
-        "for header in self._generations(task):",
+        "_checkpoints.py",
+        "for header in reversed(headers):",
+        "for header in headers:",
         CRASHES,
         "older_value_back",
     ),
@@ -193,13 +196,17 @@ MUTATIONS = {
         "pieces",
     ),
     "an ARN ends at its first slash": one(
-        "_filesystems/__init__.py", "arn[0] if arn else parts[0]", "parts[0]", "test_urls.py", "arn"
+        S3,
+        'arn[0] if arn else path.partition("/")[0]',
+        'path.partition("/")[0]',
+        "test_urls.py",
+        "arn",
     ),
     "a file is not synced": one(
-        LOCAL, "            os.fsync(self._descriptor)\n", "            pass\n", LOCAL_TESTS
+        LOCAL, "            os.fsync(self._descriptor)\n", "            pass\n", LOCAL_WRITES
     ),
     "a folder is not synced": one(
-        LOCAL, "                os.fsync(descriptor)\n", "                pass\n", LOCAL_TESTS
+        LOCAL, "                os.fsync(descriptor)\n", "                pass\n", LOCAL_WRITES
     ),
     "a swap does not compare": one(
         LOCAL,
@@ -217,20 +224,20 @@ MUTATIONS = {
     ),
     "a record is created by rename": one(
         LOCAL,
-        "        self._place = _link if create else os.replace\n",
+        "        self._place = link if create else os.replace\n",
         "        self._place = os.replace\n",
-        LOCAL_TESTS,
+        LOCAL_WRITES,
         "past_the_lock",
     ),
     "a failed link replaces what is there": one(
-        LOCAL,
+        DISK,
         "isinstance(error, FileExistsError) or os.path.lexists(path)",
         "isinstance(error, FileExistsError)",
-        LOCAL_TESTS,
+        LOCAL_WRITES,
         "whatever_the_error",
     ),
     "a link of its own counts as another's": one(
-        LOCAL, "st_nlink == 2", "st_nlink == 0", LOCAL_TESTS, "reply_was_lost"
+        DISK, "st_nlink == 2", "st_nlink == 0", LOCAL_WRITES, "reply_was_lost"
     ),
     "a thread waits for its own lock": one(
         LOCKS, "    if mine in _at_work:\n", "    if False:\n", "test_locks.py"
@@ -263,7 +270,7 @@ MUTATIONS = {
         "_filesystems/mounts.py", ' or kind.startswith("fuse.")', "", "test_mounts.py"
     ),
     "a sweep takes no lock": one(
-        LOCAL,
+        DISK,
         "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         LOCAL_TESTS,
@@ -271,7 +278,7 @@ MUTATIONS = {
     ),
     "links are followed": one(
         LOCAL,
-        '{folder}"\n            _refuse_link(path)\n',
+        '{folder}"\n            refuse_link(path)\n',
         '{folder}"\n',
         "test_local_faults.py",
         "symbolic",
@@ -280,41 +287,41 @@ MUTATIONS = {
         LOCAL,
         "if self._folds_case and os.path.lexists(path)",
         "if False and os.path.lexists(path)",
-        LOCAL_TESTS,
+        LOCAL_DISKS,
         "folds_case",
     ),
     "denied counts as missing": one(
-        S3,
+        S3_ERRORS,
         'if code == "NoSuchKey" and operation',
         'if code in ("NoSuchKey", "AccessDenied") and operation',
         S3_TESTS,
         "ministack",
     ),
     "errors within a reply to deletes are ignored": one(
-        S3, 'for error in reply.get("Errors", ()):', "for error in ():", S3_TESTS, "ministack"
+        ENGINE, 'for error in reply.get("Errors", ())', "for error in ()", S3_TESTS, "ministack"
     ),
     "a refused swap counts as done": one(
         S3,
         "        return not refused\n",
         "        return True\n",
-        S3_TESTS,
+        S3_CONDITIONS,
         "swap and ministack",
     ),
     "a reply without an ETag is a version": one(
         S3, "        if not stored.etag:", "        if False:", "test_s3_faults.py", "malformed"
     ),
     "an abandoned upload is not aborted": one(
-        S3,
+        TRANSFERS,
         '"abort_multipart_upload", Key=self._key',
         '"list_parts", Key=self._key',
-        S3_TESTS,
+        S3_STREAMS,
         "ministack",
     ),
     "requests go on for ever": one(
-        S3, '"total_max_attempts": 5', '"total_max_attempts": 9', S3_TESTS, "busy"
+        ENGINE, '"total_max_attempts": 5', '"total_max_attempts": 9', S3_CONDITIONS, "busy"
     ),
     "a redirect is followed without an end": one(
-        S3,
+        ENGINE,
         '["redirected"] = True',
         '["redirected"] = False',
         S3_SERVERS,
@@ -355,43 +362,47 @@ MUTATIONS = {
         "interrupted",
     ),
     "an interrupt loses the id of an upload": one(
-        S3, "await asyncio.shield(self._beginning)", "await self._beginning", S3_SERVERS, "behind"
+        TRANSFERS,
+        "await asyncio.shield(self._beginning)",
+        "await self._beginning",
+        S3_SERVERS,
+        "behind",
     ),
     "fsspec's own thread waits for what only it can receive": one(
-        S3,
-        "        if _running_loop() is not self.loop:\n            with suppress(OSError):",
+        ENGINE,
+        "        if running_loop() is not self.loop:\n            with suppress(OSError):",
         "        if True:\n            with suppress(OSError):",
         S3_SERVERS,
         "own_thread",
     ),
     "checksums of parts are not declared": one(
-        S3, 'declared["ChecksumAlgorithm"] = "CRC32"', "pass", S3_SERVERS, "checksum"
+        ENGINE, 'declared["ChecksumAlgorithm"] = "CRC32"', "pass", S3_SERVERS, "checksum"
     ),
     "an ETag keeps its quotes": one(
         S3,
-        'if refused == "412" and self._bare',
-        'if refused == "x" and self._bare',
+        'refused == "412"\n',
+        'refused == "x"\n',
         S3_SERVERS,
         "bare",
     ),
     "a bare ETag is tried whatever changed": one(
-        S3, " and self._is_still(key, old):", ":", S3_SERVERS, "bare"
+        S3, "and await self._is_still(engine, key, old)", "", S3_SERVERS, "bare"
     ),
     "a 429 is not tried again": one(
-        S3, "if http.status_code == 429:", "if False:", S3_SERVERS, "429"
+        ENGINE, "if http.status_code == 429:", "if False:", S3_SERVERS, "429"
     ),
-    "Retry-After is ignored": one(S3, "attempts >= most:", "attempts >= 0:", S3_SERVERS, "429"),
+    "Retry-After is ignored": one(ENGINE, "attempts >= most:", "attempts >= 0:", S3_SERVERS, "429"),
     "expired credentials are not looked for anew": one(
-        S3, 'if _answer(error)[1] != "ExpiredToken":', "if True:", S3_SERVERS, "expired"
+        ENGINE, 'if answer_of(error)[1] != "ExpiredToken":', "if True:", S3_SERVERS, "expired"
     ),
     "a body is sent again from where it ended": one(
-        S3, '            parameters["Body"].seek(0)\n', "            pass\n", S3_SERVERS, "anew"
+        ENGINE, '            parameters["Body"].seek(0)\n', "            pass\n", S3_SERVERS, "anew"
     ),
     "a server that refuses for ever is called contention": one(
         PROTOCOL, "len(versions) == 1", "len(versions) == 0", S3_SERVERS, "for_ever"
     ),
     "large bodies are read in a thread": one(
-        S3, "class _Body:", "class _Body(__import__('io').RawIOBase):", S3_SERVERS, "at_exit"
+        TRANSFERS, "class Body:", "class Body(__import__('io').RawIOBase):", S3_SERVERS, "at_exit"
     ),
 }
 

@@ -8,20 +8,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ._policy import Policy
-from ._resume import resume
-from ._store import CheckpointStore
-from .errors import CheckpointNotFoundError, InputChangedError
+from .._policy import Policy
+from .._resume import resume
+from .._store import CheckpointStore
+from ..errors import CheckpointNotFoundError, InputChangedError
 
 _ROW = "  {:6}  {:6}  {:7}  {:7}  {:9}  {:>12} {:5}  {}"
 
 
 class _InterruptionError(Exception):
-    """Stands for whatever ends a run in the middle of a step."""
+    """Stands for a crash in the middle of a step."""
 
 
 def demonstrate(store: CheckpointStore) -> Iterator[str]:
-    """Runs the workflow again and again, and tells what happened, a line at a time."""
+    """Runs the workflow again and again, and yields line by line what happened."""
     first, later = orders(5_000), orders(5_250)
     yield "A workflow of three steps over orders.csv, with damaged rows in it. First it is"
     yield "interrupted and resumed, then it is resumed with 250 late orders in the file:"
@@ -57,7 +57,7 @@ def extract(data: bytes) -> list[dict[str, str]]:
 
 
 def clean(rows: Iterable[dict[str, str]]) -> list[tuple[str, float]]:
-    """City and amount of each order that makes sense."""
+    """The city and the amount of each order that is not damaged."""
     return [
         (row["city"], int(row["quantity"]) * float(row["price"]))
         for row in rows

@@ -1,9 +1,9 @@
-"""Contestants that change one file at the same moment: threads of two processes, each of which has
-a connection of its own to the storage.
+"""Races: threads of two processes, each with its own connection, change one file at the same
+moment.
 
 The second process is a fresh interpreter that runs `serve`. It is not made by `multiprocessing`,
-which would run the caller's script again. What it is told, storage options above all, goes through
-a pipe, for a command line can be seen by other users.
+which would run the script of the caller again. It gets its orders, and above all the storage
+options, through a pipe, because other users can see a command line.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Self
 
-from ._filesystems import Filesystem, connect
-from ._filesystems.base import Stored
+from .._filesystems import Filesystem, connect
+from .._filesystems.base import Stored
 
 THREADS = 8
-"""In all processes together."""
+"""How many threads there are in all processes together."""
 
 _AHEAD = 0.002
-"""Seconds from the call for a race to its start, so that both processes have heard of it."""
+"""Seconds between the order to race and its start, so that both processes have received it."""
 _PATIENCE = 60.0
 """Seconds that the second process may take to connect."""
 _FAREWELL = 5.0
 """Seconds that the second process may take to end by itself."""
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); "
-    "from checkpoint_store._races import serve; serve()"
+    "from checkpoint_store._command.races import serve; serve()"
 )
 
 
 def signature(number: int, contestant: int) -> bytes:
-    """What a contestant writes in round `number`."""
+    """The data that a contestant writes in round `number`."""
     return b"%d by %d" % (number, contestant)
 
 
 def mark(contestant: int, number: int) -> bytes:
-    """What a contestant appends as its update `number`."""
+    """The data that a contestant appends as its update `number`."""
     return b"%d-%d " % (contestant, number)
 
 
 def _swap(
     filesystem: Filesystem, contestant: int, *, key: str, old: tuple[str, str] | None, number: int
 ) -> bool:
-    """Whether this contestant replaced the file."""
+    """Tries to replace the file. Returns whether this contestant has done so."""
     stored = Stored(old[0].encode("ascii"), old[1]) if old else None
     return filesystem.swap(key, stored, signature(number, contestant))
 
@@ -60,17 +60,17 @@ def _swap(
 def _update(
     filesystem: Filesystem, contestant: int, *, key: str, updates: int, seconds: float
 ) -> int:
-    """Appends so many marks to a file, one after the other, and returns how many are in it.
+    """Appends marks to a file, one after the other, and returns how many of them are in it.
 
-    It begins no other try once the time is up.
+    It begins no further try after so many seconds.
     """
     end = time.monotonic() + seconds
     for number in range(updates):
         while True:
             stored = filesystem.read_small(key)
             if mark(contestant, number) in stored.data:
-                break  # It had taken effect, and only the reply was lost.
-            with suppress(Exception):  # Which leaves open whether it takes effect.
+                break  # The swap had taken effect, and only its reply was lost.
+            with suppress(Exception):  # An error leaves open whether the swap has taken effect.
                 if filesystem.swap(key, stored, stored.data + mark(contestant, number)):
                     break
             if time.monotonic() >= end:
@@ -84,11 +84,11 @@ _JOBS: dict[str, Callable[..., Any]] = {"swap": _swap, "update": _update}
 
 
 class Team:
-    """All contestants. Their results come in order: an error's text for whoever met one, None for
-    whoever was not heard of again.
+    """All contestants, whose results are returned in order.
 
-    `second` says whether there is to be another process. If it cannot be started, or ends too
-    early, the threads of this one go on alone and `note` says why.
+    The result of a contestant that met an error is the text of that, and None if it was lost with
+    its process. `second` says whether there is to be a second process. If that cannot be started,
+    or ends too early, the threads of this process go on alone, and `note` says why.
     """
 
     def __init__(self, place: str, options: Mapping[str, Any], *, second: bool) -> None:
@@ -119,19 +119,19 @@ class Team:
         return f"{threads} threads in {'2 processes' if self._second else '1 process'}"
 
     def gather(self) -> None:
-        """Waits until all are connected, as each race does."""
+        """Waits until all contestants are connected. Each race does so by itself."""
         if self._second and (failure := self._second.greet()):
             self._dismiss(failure)
         if not self._crew:
             self._crew = _Crew(self._place, self._options, self._numbers)
 
     def swap(self, key: str, old: Stored | None, number: int) -> list[bool | str | None]:
-        """Whether each has replaced the `old` version by its signature for this round."""
+        """All try to replace the `old` version by their signature. Returns which have done so."""
         version = old and (old.data.decode("ascii"), old.etag)
         return self._race("swap", key=key, old=version, number=number)
 
     def update(self, key: str, updates: int, seconds: float) -> list[int | str | None]:
-        """How many of its marks each has appended, so many or as the time allows."""
+        """All append as many marks as the time allows. Returns how many each has appended."""
         return self._race("update", key=key, updates=updates, seconds=seconds)
 
     @property
@@ -177,8 +177,8 @@ class _Crew:
 
     def race(self, job: str, start: float, arguments: Mapping[str, Any]) -> list[Any]:
         def run(filesystem: Filesystem, number: int) -> Any:
-            # This clock is that of the whole machine wherever it is known to be. It is not trusted
-            # with more than a moment.
+            # On all systems that were looked at, both processes have the same monotonic clock. If
+            # one had another, this would wait for a moment only.
             time.sleep(min(max(0.0, start - time.monotonic()), _AHEAD))
             return _JOBS[job](filesystem, number, **arguments)
 
@@ -195,7 +195,7 @@ class _Crew:
 
 
 class _Second:
-    """The second process, as the first one sees it."""
+    """The second process, seen from the first."""
 
     def __init__(self, place: str, options: Mapping[str, Any], numbers: Sequence[int]) -> None:
         self.numbers = numbers
@@ -215,7 +215,7 @@ class _Second:
         self._send({"place": place, "options": options, "numbers": list(numbers)})
 
     def greet(self) -> str:
-        """Waits until it is connected, and returns why it is not."""
+        """Waits until it is connected. Returns "", or why it is not connected."""
         if self._greeting is None:
             try:
                 self._greeting = str(self._replies.get(timeout=_PATIENCE))
@@ -227,16 +227,16 @@ class _Second:
         self._send({"job": job, "start": start, "arguments": arguments})
 
     def results(self) -> list[Any] | str:
-        """What its contestants have come to, or why there is no telling."""
+        """The results of its contestants, or in a text why there are none."""
         reply: list[Any] | str = self._replies.get()
         return reply
 
     def close(self) -> None:
-        """Ends it, so that it changes nothing any more."""
+        """Ends the process. After that it changes nothing any more."""
         try:
             with suppress(OSError):
                 assert self._process.stdin
-                self._process.stdin.close()  # It takes the end of its orders for its own.
+                self._process.stdin.close()  # The process ends when its orders end.
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_FAREWELL)
         finally:
@@ -245,7 +245,7 @@ class _Second:
             self._listener.join()
 
     def _send(self, message: Any) -> None:
-        with suppress(OSError):  # That it is gone, the listener tells.
+        with suppress(OSError):  # If the process is gone, the listener notices.
             assert self._process.stdin
             self._process.stdin.write(f"{json.dumps(message)}\n")
             self._process.stdin.flush()
@@ -256,16 +256,17 @@ class _Second:
             try:
                 for line in replies:
                     self._replies.put(json.loads(line))
-            except ValueError:  # It is not what it should be.
+            except ValueError:  # The process prints something that is no reply.
                 self._process.kill()
         self._replies.put(f"it ended with status {self._process.wait()}")
 
 
 def serve() -> None:
-    """What the second process does until its standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first, which then ends it.
+    """Runs in the second process until its standard input ends."""
+    # Ctrl-C is for the first process, which then ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(os.dup(1), "w", encoding="ascii") as replies:
-        os.dup2(2, 1)  # What a library prints is no reply.
+        os.dup2(2, 1)  # Replies keep a descriptor of their own, so that a library may print.
         for reply in _replies(sys.stdin):
             replies.write(f"{json.dumps(reply)}\n")
             replies.flush()

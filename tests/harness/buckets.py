@@ -1,0 +1,53 @@
+"""A fresh bucket for a test that speaks S3, looked at by another way than the library's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+
+@dataclass
+class Bucket:
+    """A fresh bucket, what a store needs to reach it, and boto3 to look at it by another way."""
+
+    endpoint: str
+    name: str
+    client: Any
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        return self.options(self.endpoint)
+
+    def options(self, endpoint: str) -> dict[str, Any]:
+        return {
+            "key": "test",
+            "secret": "test-secret",
+            "endpoint_url": endpoint,
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+
+    def put(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def get(self, key: str) -> bytes:
+        return bytes(self.client.get_object(Bucket=self.name, Key=key)["Body"].read())
+
+    def keys(self) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+
+@cache
+def s3_client(endpoint: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id="test",
+        aws_secret_access_key="test-secret",
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, max_pool_connections=32),
+    )

@@ -1,0 +1,49 @@
+"""What the command prints, read as a user would read it."""
+
+from __future__ import annotations
+
+import re
+
+from .buckets import Bucket
+
+CANARY = "canary-of-a-secret"
+CONDITIONAL = {"exclusive create", "compare-and-swap", "no lost update"}
+UNCONDITIONAL = {
+    "missing is missing",
+    "read after write",
+    "list after write",
+    "list after delete",
+    "whole reads",
+    "large streams",
+    "sibling-safe clear",
+    "durable publish",
+}
+
+
+def marks(output: str) -> dict[str, str]:
+    """What each promise came to: ok, FAIL or --."""
+    found = re.findall(r"^  (ok|FAIL|--) +[\d,]+ ms  (.{19}) \S", output, re.MULTILINE)
+    return {promise.strip(): mark for mark, promise in found}
+
+
+def failed(output: str) -> set[str]:
+    return {promise for promise, mark in marks(output).items() if mark == "FAIL"}
+
+
+def rows(output: str) -> list[list[str]]:
+    """The table of the demonstration: orders, policy, three steps, revenue, and the decision."""
+    return [
+        re.split(r"\s+", line.strip(), maxsplit=7)
+        for line in output.splitlines()
+        if re.match(r"  5,\d\d0 ", line)
+    ]
+
+
+def s3_arguments(bucket: Bucket, endpoint: str = "") -> list[str]:
+    return [
+        f"s3://{bucket.name}/deep/prefix",
+        "--storage-option=key=test",
+        f"--storage-option=secret={CANARY}",
+        f"--storage-option=endpoint_url={endpoint or bucket.endpoint}",
+        '--storage-option=client_kwargs={"region_name": "us-east-1"}',
+    ]

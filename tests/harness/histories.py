@@ -1,0 +1,604 @@
+"""Random histories of a few workflows, each step of which is compared with the model.
+
+`test_stateful` runs them, and says what they may and may not do.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from operator import methodcaller
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import urllib3
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from checkpoint_store import (
+    CheckpointStore,
+    CheckpointStoreError,
+    CorruptCheckpointError,
+    CorruptRecordError,
+    IncompleteClearError,
+    InvalidNameError,
+    Run,
+    StorageError,
+    UnsupportedFormatError,
+    plan,
+    resume,
+)
+from checkpoint_store._policy import POLICIES
+
+from .backends import Backend, GenericBackend, LocalBackend, MemoryBackend, S3Backend
+from .model import (
+    FINGERPRINTS,
+    INPUTS,
+    TASKS,
+    WORKFLOWS,
+    Checkpoint,
+    Damage,
+    Handle,
+    Key,
+    New,
+    Record,
+    RefusedError,
+    Workflow,
+    is_moved,
+    is_of,
+    path_of,
+)
+from .taps import KINDS as FAULTS
+from .taps import CrashError, Tap, Tapped
+from .taps import fault as fault_of
+
+READS = ("read", "load", "stream", "in", "tasks", "read_many", "load_many")
+DAMAGES = ("flip", "cut", "empty", "longer", "future", "other", "lose")
+FOREIGN = ("notes.txt", "t@0123", ".fingerprint~", "t%40@0123456789abcdeg")
+"""Files that are not the library's, whatever they look like."""
+
+
+class Done(NamedTuple):
+    returned: Any
+    predicted: Any
+    raised: BaseException | None
+
+
+def outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What it returns, and what it raises."""
+    try:
+        return call(), None
+    except (RefusedError, CheckpointStoreError, CrashError) as error:
+        return None, error
+
+
+# What the library does, in whichever process
+
+
+def resume_in(name: str, which: int, policy: Any, store: CheckpointStore) -> Run:
+    if which < len(INPUTS):
+        # Not in the order in which they were fingerprinted.
+        inputs = dict(reversed(INPUTS[which].items()))
+        return resume(store, name, inputs, on_input_change=policy)
+    return resume(store, name, fingerprint=FINGERPRINTS[which], on_input_change=policy)
+
+
+def plan_in(name: str, which: int, policy: Any, store: CheckpointStore) -> tuple[object, ...]:
+    decision = plan(store, name, fingerprint=FINGERPRINTS[which], on_input_change=policy)
+    assert (decision.change is None) == (decision.action in ("start", "continue"))
+    return decision.action, decision.policy, decision.stored, decision.current
+
+
+def describe_in(name: str, store: CheckpointStore) -> tuple[object, ...]:
+    description = store.describe(name)
+    return description.fingerprint, description.mixed, description.tasks, description.retired
+
+
+def workflows_in(store: CheckpointStore) -> list[str]:
+    return sorted(store.workflows())
+
+
+def read_by(how: str, task: str, run: Run) -> Any:
+    if how == "stream":
+        with run.open(task) as stream:
+            return stream.read()
+    if how in ("read", "load"):
+        return getattr(run, how)(task)
+    return task in run if how == "in" else getattr(run, how)()
+
+
+class _StopError(Exception):
+    """What the block of a stream raises that is to be discarded."""
+
+
+def write_by(how: str, payloads: dict[str, bytes], run: Run) -> None:
+    if how == "write_many":
+        run.write_many(payloads)
+        return
+    [(task, payload)] = payloads.items()
+    if how == "dump":
+        value = json.loads(payload)
+        assert value is run.dump(task, value)
+    elif how == "write":
+        run.write(task, payload)
+    else:
+        with suppress(_StopError), run.open(task, "wb") as stream:
+            stream.write(payload[:5])
+            if how == "abandon":
+                raise _StopError
+            stream.write(payload[5:])
+
+
+# The storage
+
+
+class Storage:
+    """Where the histories of one kind happen, one after the other, each on an empty root.
+
+    `pool` is the second process; without one there is only a second store.
+    """
+
+    def __init__(self, make: Callable[[], Backend], pool: ProcessPoolExecutor | None) -> None:
+        self.make = make
+        self.pool = pool
+        self.met: Counter[str] = Counter()
+        self._owner: CheckpointStore | None = None
+
+    def open(self, backend: Backend) -> CheckpointStore:
+        store = backend.store(durable=False)
+        if isinstance(backend, S3Backend):
+            # They share connections, which take longer to make than a history.
+            self._owner = self._owner or store
+            shared: Any = self._owner._filesystem
+            own: Any = store._filesystem
+            own._engines = shared._engines
+        return store
+
+    def close(self) -> None:
+        if self._owner is not None:
+            self._owner.close()
+
+
+def tapped(target: Any, tap: Tap) -> Any:
+    """The same store or run, whose every primitive goes through the tap."""
+    filesystem = Tapped(target._filesystem, tap)
+    if isinstance(target, Run):
+        return replace(target, _filesystem=filesystem)
+    target = copy.copy(target)
+    target._filesystem = filesystem
+    return target
+
+
+def in_another_process(pool: ProcessPoolExecutor, action: Callable[[Any], Any], target: Any) -> Any:
+    return pool.submit(action, target).result()
+
+
+def glance(backend: Backend) -> dict[str, object]:
+    """For each file something that is another for other bytes, in one request on S3."""
+    if not isinstance(backend, S3Backend):
+        return dict(backend.files())
+    # boto3 would take a quarter of the time of all histories.
+    url = f"{backend.client.meta.endpoint_url}/{backend.bucket}"
+    reply = urllib3.request("GET", url, fields={"list-type": "2", "prefix": backend.inside})
+    listed = ElementTree.fromstring(reply.data)
+    assert listed.findtext("{*}IsTruncated") == "false"
+    found = (
+        (each.findtext("{*}Key"), each.findtext("{*}ETag"))
+        for each in listed.iterfind("{*}Contents")
+    )
+    return {str(key).removeprefix(backend.inside): etag for key, etag in found}
+
+
+def content(backend: Backend, key: str) -> bytes:
+    if not isinstance(backend, S3Backend):
+        return backend.files()[key]
+    reply = backend.client.get_object(Bucket=backend.bucket, Key=backend.inside + key)
+    return bytes(reply["Body"].read())
+
+
+# Histories
+
+MEANT_TO_BE_MET = {"start", "continue", "reuse", "reset", "raise", "damage"} | {
+    f"{kind}, {effect}" for kind in FAULTS for effect in ("done", "not done")
+}
+
+indices = st.sampled_from((0, 0, 0, 1, 1, 2, 3))
+"""Of workflows, tasks and runs. The first are preferred, so that much happens to them."""
+
+which_inputs = st.sampled_from((0, 0, 0, 1, 1, 2, 3, 4, 5))
+processes = st.integers(0, 1)
+policies = st.sampled_from(POLICIES)
+faults = st.tuples(
+    st.sampled_from((*[None] * 10, *FAULTS, "outage")), st.sampled_from((0, 1, 1, 2, 2, 3, 4))
+)
+
+Fault = tuple[str | None, int]
+NONE: Fault = (None, 0)
+
+
+class History(RuleBasedStateMachine):
+    def __init__(self, storage: Storage) -> None:
+        super().__init__()
+        self.storage = storage
+        self.backend = storage.make()
+        self.stores = [storage.open(self.backend), storage.open(self.backend)]
+        self.handles: list[Handle] = []
+        self.model: dict[str, Workflow] = {}
+        self.tokens: set[str] = set()
+        self.foreign: set[str] = set()
+        self.seen = glance(self.backend)
+        assert not self.seen  # Or what is left of the last history would be blamed on this one.
+        self.number = 0
+        self.is_sound = True
+
+    @initialize(
+        names=st.lists(st.sampled_from(sorted(WORKFLOWS)), min_size=2, max_size=4, unique=True),
+        tasks=st.lists(st.sampled_from(sorted(TASKS)), min_size=2, max_size=4, unique=True),
+    )
+    def begin(self, names: list[str], tasks: list[str]) -> None:
+        self.names = self.backend.distinct(names)
+        self.tasks = self.backend.distinct(tasks)
+        self.model = {name: Workflow() for name in self.names}
+
+    def name_of(self, index: int) -> str:
+        return self.names[index % len(self.names)]
+
+    def task_of(self, index: int) -> str:
+        return self.tasks[index % len(self.tasks)]
+
+    def handle_of(self, index: int) -> Handle:
+        if not self.handles:
+            if isinstance(self.model[self.name_of(index)].record, Damage):
+                self.tidy(0, index, "clear", NONE)
+            self.run(index % 2, index, None, NONE)
+        return self.handles[-1 - index % len(self.handles)]
+
+    # Workflows
+
+    @rule(
+        process=processes,
+        index=indices,
+        which=which_inputs,
+        policy=policies,
+        then=st.sampled_from((None, *["delete"] * 3, *READS)),
+        fault=faults,
+    )
+    def resume(
+        self,
+        process: int,
+        index: int,
+        which: int,
+        policy: str,
+        then: str | None,
+        fault: Fault,
+    ) -> None:
+        name, current = self.name_of(index), FINGERPRINTS[which]
+
+        def predict(workflow: Workflow, new: New) -> Record:
+            self.storage.met[workflow.decide(current, policy)] += 1
+            return workflow.resume(current, policy, new)
+
+        action = partial(resume_in, name, which, policy)
+        done = self.do(process, name, action, predict, fault, resets=True)
+        if done.raised is None:
+            assert done.returned.fingerprint == current
+            self.hold(process, name, done, strict=policy != "reuse")
+            if then is not None:
+                self.write(0, int(policy == "reuse"), "write_many", NONE)
+            if then in READS:
+                self.read(0, 0, then, fault)
+            elif then == "delete":
+                self.delete(0, which + 1, fault)
+
+    @rule(process=processes, index=indices, which=st.none() | which_inputs, fault=faults)
+    def run(self, process: int, index: int, which: int | None, fault: Fault) -> None:
+        name, current = self.name_of(index), None if which is None else FINGERPRINTS[which]
+        action = methodcaller("run", name, fingerprint=current)
+        done = self.do(process, name, action, lambda w, new: w.run(current, new), fault)
+        if done.raised is None:
+            record = done.predicted
+            assert done.returned.fingerprint == (None if record.base else record.fingerprint)
+            self.hold(process, name, done, strict=False)
+
+    def hold(self, process: int, name: str, done: Done, *, strict: bool) -> None:
+        run, record = done.returned, done.predicted
+        assert run.token == record.token
+        run = replace(run, _filesystem=self.stores[process]._filesystem)
+        tokens = (record.token,) if record.base is None else (record.token, record.base)
+        self.handles.append(Handle(process, name, run, tokens, strict))
+
+    @rule(process=processes, index=indices, which=which_inputs, fault=faults)
+    def write_fingerprint(self, process: int, index: int, which: int, fault: Fault) -> None:
+        name, current = self.name_of(index), FINGERPRINTS[which]
+        action = methodcaller("write_fingerprint", name, current)
+        self.do(process, name, action, lambda w, new: w.write_fingerprint(current, new), fault)
+
+    @rule(process=processes, index=indices, which=which_inputs, policy=policies)
+    def ask(self, process: int, index: int, which: int, policy: str) -> None:
+        name = self.name_of(index)
+        action = methodcaller("read_fingerprint", name)
+        self.do(process, name, action, lambda w, _: w.read_fingerprint())
+        action = partial(describe_in, name)
+        self.do(process, name, action, lambda w, _: w.describe())
+        action = partial(plan_in, name, which, policy)
+        self.do(process, name, action, lambda w, _: w.plan(FINGERPRINTS[which], policy))
+        there = sorted(name for name, workflow in self.model.items() if workflow.has_traces())
+        self.do(process, name, workflows_in, lambda *_: there)
+
+    @rule(
+        process=processes,
+        index=indices,
+        how=st.sampled_from(("collect", "collect", "clear")),
+        fault=faults,
+    )
+    def tidy(self, process: int, index: int, how: str, fault: Fault) -> None:
+        name = self.name_of(index)
+        self.do(process, name, methodcaller(how, name), lambda w, _: getattr(w, how)(), fault)
+
+    # Checkpoints
+
+    @rule(
+        at=indices,
+        index=indices,
+        how=st.sampled_from(("dump", "write", "stream", "write_many", "abandon")),
+        fault=faults,
+    )
+    def write(self, at: int, index: int, how: str, fault: Fault) -> None:
+        handle = self.handle_of(at)
+        files: dict[Key, Checkpoint | Damage] = {}
+        for task in self.tasks[index:] if how == "write_many" else [self.task_of(index)]:
+            self.number += 1
+            payload = json.dumps(f"{self.number} of {handle.name} by {handle.run.fingerprint}")
+            inputs = handle.run.fingerprint
+            files[task, handle.tokens[0]] = Checkpoint(payload.encode(), how == "dump", inputs)
+
+        def predict(workflow: Workflow, _: New) -> None:
+            if how != "abandon":
+                workflow.files |= files
+
+        payloads = {task: made.payload for (task, _), made in files.items()}
+        done = self.do_by(handle, partial(write_by, how, payloads), predict, fault)
+        if how == "write_many" and isinstance(done.raised, StorageError):
+            unwritten = done.raised.failures
+            written = self.model[handle.name].files
+            assert unwritten.keys() <= {task for task, _ in files}
+            assert all(files[key] == written[key] for key in files if key[0] not in unwritten)
+
+    @rule(
+        at=indices,
+        index=indices,
+        how=st.sampled_from(READS),
+        fault=faults,
+    )
+    def read(self, at: int, index: int, how: str, fault: Fault) -> None:
+        self.read_by(self.handle_of(at), how, index, fault)
+
+    def read_by(self, handle: Handle, how: str, index: int = 0, fault: Fault = NONE) -> None:
+        for task in self.tasks[index:] if how in ("read", "load", "stream", "in") else [""]:
+            predict = partial(handle.read, how=how, task=task)
+            self.do_by(handle, partial(read_by, how, task), lambda w, _, do=predict: do(w), fault)
+
+    @rule(at=indices, index=indices, fault=faults)
+    def delete(self, at: int, index: int, fault: Fault) -> None:
+        handle, task = self.handle_of(at), self.task_of(index)
+        action = methodcaller("delete", task)
+        within = fault[0], fault[1] % 2  # There are no more calls.
+        self.do_by(handle, action, lambda w, _: handle.delete(w, task), within)
+
+    @rule(at=indices)
+    def hand_over(self, at: int) -> None:
+        handle = self.handle_of(at)
+        self.do_by(handle, methodcaller("is_current"), lambda w, _: handle.is_current(w))
+        other, run = 1 - handle.process, pickle.loads(pickle.dumps(handle.run))
+        run = replace(run, _filesystem=self.stores[other]._filesystem)
+        self.handles.append(replace(handle, process=other, run=run))
+
+    # What others do to the files
+
+    @rule(at=st.integers(0, 31), source=st.integers(0, 31), how=st.sampled_from(DAMAGES))
+    def damage(self, at: int, source: int, how: str) -> None:
+        """Spoils a checkpoint, or sometimes a record, whose key is then None."""
+        kind: type[Record | Checkpoint] = Checkpoint if at % 3 else Record
+        intact: list[tuple[str, Key | None]] = [
+            (name, key)
+            for name, workflow in self.model.items()
+            for key, found in {None: workflow.record, **workflow.files}.items()
+            if isinstance(found, kind)
+        ]
+        if not intact:
+            return
+        target, other = intact[at % len(intact)], intact[source % len(intact)]
+        if how == "other" and target == other:
+            return
+        name, key = target
+        error: type[CheckpointStoreError] = CorruptCheckpointError if key else CorruptRecordError
+        if how == "future":
+            error = UnsupportedFormatError
+        elif how == "other" and str(target).lower() == str(other).lower():
+            error = InvalidNameError  # As on a disk that folds case.
+
+        self.spoil(path_of(*target), how, path_of(*other))
+        if key is None:
+            self.model[name].record = None if how == "lose" else Damage(error)
+        elif how == "lose":
+            del self.model[name].files[key]
+        else:
+            self.model[name].files[key] = Damage(error)
+
+    def spoil(self, path: str, how: str, other: str) -> None:
+        if how == "lose":
+            self.backend.remove(path)
+        else:
+            data = content(self.backend, path)
+            middle = len(data) // 2
+            spoilt = {
+                "flip": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+                "cut": data[:middle],
+                "empty": b"",
+                "longer": data + b"\0",
+                "future": data.replace(b'"checkpoint_store": 1', b'"checkpoint_store": 2'),
+                "other": content(self.backend, other),
+            }[how]
+            assert data != spoilt
+            self.backend.put(path, spoilt)
+        self.storage.met["damage"] += 1
+        self.seen = glance(self.backend)
+
+    @rule(index=indices, which=st.sampled_from(FOREIGN))
+    def put_a_foreign_file(self, index: int, which: str) -> None:
+        key = f"{WORKFLOWS[self.name_of(index)]}/{which}"
+        self.backend.put(key, b"mine")
+        self.foreign.add(key)
+        self.seen = glance(self.backend)
+
+    # In step with the model
+
+    def do_by(
+        self, handle: Handle, action: Any, predict: Callable[..., Any], fault: Fault = NONE
+    ) -> Done:
+        return self.do(handle.process, handle.name, action, predict, fault, handle=handle)
+
+    def do(
+        self,
+        process: int,
+        name: str,
+        action: Callable[[Any], Any],
+        predict: Callable[[Workflow, New], Any],
+        fault: Fault = NONE,
+        *,
+        handle: Handle | None = None,
+        resets: bool = False,
+    ) -> Done:
+        """Does it, and compares what it returned or raised, and what it left, with the model.
+
+        A fault that was met may be raised in place of that, or keep a reset from collecting.
+        """
+        self.is_sound = False
+        target: Any = self.stores[process] if handle is None else handle.run
+        tap = None if fault[0] is None else fault_of(fault[0], fault[1])
+        if tap is not None:
+            target = tapped(target, tap)
+        elif process == 1 and self.storage.pool is not None:
+            action = partial(in_another_process, self.storage.pool, action)
+        returned, raised = outcome(partial(action, target))
+        was_hit = tap is not None and len(tap.calls) > fault[1]
+
+        before, after = self.model[name], self.model[name].copy()
+        now = glance(self.backend)
+        changed = {key for key in now | self.seen if now.get(key) != self.seen.get(key)}
+        record = None
+        if path_of(name, None) in changed & now.keys():
+            parsed = json.loads(content(self.backend, path_of(name, None)))
+            record = Record(parsed["fingerprint"], parsed["token"], parsed["base"])
+
+        def new() -> str:
+            if record is None:
+                return "none, because the record is as it was"
+            assert record.token not in self.tokens
+            return record.token
+
+        predicted, refused = outcome(lambda: predict(after, new))
+        kinds = refused.args if refused else (type(None),)
+        if was_hit and raised is not None and type(raised) not in kinds:
+            self.storage.met[f"{fault[0]}, {'done' if changed else 'not done'}"] += 1
+            after = self.settled(name, before, after, changed, now, handle, raised, fault[0])
+        elif type(raised) not in kinds:
+            raise AssertionError(f"the model raises {refused!r}") from raised
+        else:
+            assert predicted == returned or isinstance(returned, Run)
+            if was_hit and resets:
+                kept = before.files.items() - after.files.items()
+                after.files |= {key: it for key, it in kept if path_of(name, key) in now}
+                after.aside = before.aside & now.keys()
+
+        old, held = before.by_key(name), after.by_key(name)
+        assert changed == {key for key in old | held if old.get(key) != held.get(key)}
+        foreign = {key for key in self.foreign if is_of(name, key)}
+        assert held.keys() | foreign == {key for key in now if is_of(name, key)}
+        if record is not None:
+            assert record == after.record
+            self.tokens.add(record.token)
+
+        self.model[name], self.seen = after, now
+        if isinstance(raised, CrashError):
+            self.stores[process] = self.storage.open(self.backend)
+            self.handles = [other for other in self.handles if other.process != process]
+        self.is_sound = True
+        return Done(returned, predicted, raised)
+
+    def settled(
+        self,
+        name: str,
+        before: Workflow,
+        after: Workflow,
+        changed: set[str],
+        now: dict[str, object],
+        handle: Handle | None,
+        raised: BaseException,
+        kind: str | None,
+    ) -> Workflow:
+        """What is left of a step that failed: each file as it was before or as it is after it."""
+        record = (after if path_of(name, None) in changed else before).record
+        files = {}
+        for key in before.files | after.files:
+            which = after if path_of(name, key) in changed else before
+            if key in which.files:
+                files[key] = which.files[key]
+        aside = {key for key in now if is_of(name, key) and key.startswith(".tmp/")}
+        found = Workflow(record, files, aside)
+
+        assert isinstance(raised, CrashError | StorageError | IncompleteClearError)
+        if record != before.record and record is not None:
+            # The reply was lost, but the nonce tells; nor is a reset undone if it cannot collect.
+            assert kind in ("crash", "outage")
+        if kind in ("error before", "refusal", "outage"):
+            # A process that lives, and knows of what it has made, takes it away.
+            assert all(map(is_moved, aside - before.aside))
+        if handle is not None:
+            # Nothing that neither was there nor should be comes to light.
+            for task in self.tasks:
+                seen, *allowed = (
+                    handle.newest(workflow, task) for workflow in (found, before, after)
+                )
+                assert seen in allowed
+        elif record == before.record:
+            # No file goes before it is out of reach.
+            live = before.live()
+            assert all(files.get(key) == it for key, it in before.files.items() if key[1] in live)
+        return found
+
+    def teardown(self) -> None:
+        try:
+            for handle in self.handles if self.is_sound else ():
+                self.read_by(handle, "read")
+        finally:
+            empty(self.backend)
+
+
+def empty(backend: Backend) -> None:
+    if isinstance(backend, MemoryBackend):
+        backend.forget()
+    elif isinstance(backend, LocalBackend | GenericBackend):
+        if os.path.exists(backend.root):
+            shutil.rmtree(backend.root)
+    elif isinstance(backend, S3Backend):
+        assert backend.unfinished_uploads() == []
+        keys = [{"Key": backend.inside + key} for key in glance(backend)]
+        if keys:
+            backend.client.delete_objects(Bucket=backend.bucket, Delete={"Objects": keys})
+        assert not glance(backend)
+
+
+def quiet() -> None:
+    """Begins the other process, which so imports what is here, and logs nothing."""
+    logging.disable()

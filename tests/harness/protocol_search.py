@@ -1,0 +1,473 @@
+"""Searches all that can happen to processes that share a storage.
+
+A `Search` drives the steps of the package through `protocol_steps.py`, over a storage that is a
+value here. A process is known by the place where its steps stand; `mistaken` tells whether that
+leaves out anything that matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, zip_longest
+from typing import Any, NamedTuple
+
+from checkpoint_store import CheckpointStoreError
+
+from .protocol_steps import (
+    AGAIN,
+    COMMON,
+    DONE,
+    ERROR,
+    GONE,
+    MIXED,
+    NEW,
+    REFUSED,
+    Change,
+    Code,
+    File,
+    Record,
+    Request,
+    Run,
+    Swapped,
+    answer,
+    calls,
+    known,
+    place,
+    requested,
+    runs,
+)
+
+Program = tuple[Any, ...]  # A generator function, and its arguments after the code.
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the storage and its client do."""
+
+    token_in_key: bool = True
+    # A local `detach` renames the folder with all that is in it.
+    detaches_files: bool = False
+    # A client of S3 sends a swap that timed out again by itself.
+    resends_swap: bool = False
+    # Whether swaps are conditional is not known yet, and each store finds out with its first one.
+    asks_conditions: bool = False
+    # A version of the record may come again after others.
+    versions_return: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The code as it is shipped, or with changes that make it wrong."""
+
+    rules: Rules = field(default_factory=Rules)
+    changes: Sequence[Change] = ()
+
+
+@dataclass
+class System:
+    """One process for each program. `lives` of the first ones; the others have one."""
+
+    programs: Sequence[Program]
+    variant: Variant = field(default_factory=Variant)
+    lives: Sequence[int] = ()
+    timeouts: int = 1
+    page: int = 1
+    pages_at_once: int = 1
+
+
+# What the requests do.
+
+
+class Storage(NamedTuple):
+    """`promised` are the task and token of every write that returned, until the record no longer
+    refers to that generation: what a reset or a clear gives up it may take, but not what a reuse
+    does."""
+
+    record: Record | None = None
+    files: frozenset[File] = frozenset()
+    late: tuple[Request, ...] = ()
+    promised: frozenset[tuple[str, int]] = frozenset()
+    timeouts: int = 0
+
+    def live(self, token: int) -> bool:
+        return self.record is not None and token in (self.record.token, self.record.base)
+
+    def change(self, rules: Rules, record: Record | None) -> Storage:
+        after = self._replace(record=record)
+        late = self.late
+        if not rules.versions_return:
+            # A swap against a version that is gone can be forgotten.
+            late = tuple(r for r in late if r[0] != "swap" or r[1] in (None, record))
+        promised = self.promised
+        if record is None or record.base is None:
+            promised = frozenset(promise for promise in promised if after.live(promise[1]))
+        return after._replace(late=late, promised=promised)
+
+
+def apply(rules: Rules, page: int, storage: Storage, request: Request) -> list[tuple[Storage, Any]]:
+    """The storage after a request and the reply to it. Of a listing there are several."""
+
+    def key(file: File) -> tuple[str, int | str]:
+        return file.task, file.token if rules.token_in_key else COMMON
+
+    verb, *arguments = request
+    if verb == "read":
+        return [(storage, storage.record)]
+    if verb == "list":
+        files, sizes = sorted(map(key, storage.files)), range(page + 1)
+        return [(storage, chosen) for size in sizes for chosen in combinations(files, size)]
+    if verb == "get":
+        return [(storage, next((file for file in storage.files if key(file) == request[1:]), None))]
+    if verb == "put":
+        others = {file for file in storage.files if key(file) != key(arguments[0])}
+        return [(storage._replace(files=frozenset({*others, *arguments})), DONE)]
+    if verb == "delete":
+        left = frozenset(file for file in storage.files if key(file) not in arguments[0])
+        return [(storage._replace(files=left), DONE)]
+    if verb == "delete_if_same":
+        return [(storage._replace(files=storage.files.difference(arguments)), DONE)]
+    if verb == "swap":
+        old, new = arguments
+        if storage.record != old:
+            # Once it is refused it never takes effect, unless it was sent before.
+            return [(storage, Swapped(new.nonce if rules.resends_swap else GONE, REFUSED))]
+        return [(storage.change(rules, new), Swapped(new.nonce, DONE))]
+    if verb == "detach":
+        files = frozenset() if rules.detaches_files else storage.files
+        return [(storage.change(rules, None)._replace(files=files), DONE)]
+    assert verb == "begin"
+    return [(storage._replace(promised=frozenset()), DONE)]
+
+
+def drawn(request: Request, number: int) -> Request:
+    if request[0] != "swap":
+        return request
+    return (*request[:2], Record(*(number if value == NEW else value for value in request[2])))
+
+
+def broken(storage: Storage, run: Run | None) -> str | None:
+    """Which promise does not hold in a state with this run: all that it could read is looked at."""
+    there = {(file.task, file.token) for file in storage.files}
+    for task, token in storage.promised:
+        if not storage.live(token):
+            return f"LOST: {task} was written in generation {token}, which a reuse gave up"
+        if (task, token) not in there:
+            return f"LOST: {task} was written in generation {token}, which is live"
+    for file in storage.files if run and run.origin != MIXED else ():
+        if file.token == run.token and file.origin != run.origin:
+            return f"STALE: a run with inputs {run.origin} finds {file.task} from {file.origin}"
+    return None
+
+
+def wrongly_resumed(
+    rules: Rules, record: Record | None, run: Run, sent: Collection[int | str]
+) -> str | None:
+    """Which promise the record breaks that there is when a run begins, having sent some nonces."""
+    if record is None or record.token != run.token:
+        # A store that asks about conditions swaps twice, and others may do so in between.
+        if rules.asks_conditions and (record is None or record.nonce not in sent):
+            return None
+        return f"FORGOTTEN: no record names generation {run.token}"
+    if run.origin != MIXED and (record.base is not None or record.inputs not in (None, run.origin)):
+        return f"STALE: a run with inputs {run.origin} continues a generation of others"
+    return None
+
+
+# The search.
+
+
+class Process(NamedTuple):
+    """A process between two requests. `replies` led there from the start of its program."""
+
+    program: Program
+    lives: int
+    replies: tuple[Any, ...]
+    request: Request | None
+    is_again: bool  # Whether the client of the storage sends the request again.
+    run: Run | None
+    numbers: int  # Those that its variables hold, as bits.
+    wrong: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.program[0].__name__}({', '.join(self.program[1:])})"
+
+
+class Found(NamedTuple):
+    states: int
+    depth: int
+    wrong: str | None
+    trace: list[str]
+
+
+State = tuple[int, ...]  # The index of a storage, and those of the processes.
+Move = tuple[str, int, int]  # What happens, and the storage and the process after it.
+
+
+class Search:
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.rules = system.variant.rules
+        self.code = Code(
+            system.variant.changes,
+            asks_conditions=self.rules.asks_conditions,
+            pages_at_once=system.pages_at_once,
+        )
+        self._storages: list[tuple[Storage, int]] = []  # Each with the numbers in it, as bits.
+        self._processes: list[Process] = []
+        self._indices: dict[Any, int] = {}
+        # All that was worked out once.
+        self._led: dict[tuple[Program, int, tuple[Any, ...]], int] = {}
+        self._moves: dict[tuple[int, ...], list[Move]] = {}
+        self._wrong: dict[tuple[int, int], str | None] = {}
+        self._names: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
+        self._renamed: dict[tuple[int, tuple[int, ...]], int] = {}
+
+    def explore(self, *, merge: bool = True) -> Found:
+        """All states, breadth first, until one is wrong: no trace to a wrong one is shorter.
+
+        `merge` takes states for one that differ only in names and in which process is which. There
+        are fewer, by a factor of ten, but the trace is lost.
+        """
+        given = zip_longest(self.system.programs, self.system.lives, fillvalue=1)
+        processes = (self._process(program, lives, ()) for program, lives in given)
+        start = (self._storage(Storage(timeouts=self.system.timeouts)), *processes)
+        parents: dict[State, State | None] = {start: None}
+        frontier, depth = [start], 0
+        while frontier:
+            reached = []
+            for parent in frontier:
+                for _, after in self._successors(parent):
+                    state = self._canonical(after) if merge else after
+                    if state in parents:
+                        continue
+                    parents[state] = parent
+                    reached.append(state)
+                    if wrong := self._broken(state):
+                        trace = [] if merge else self._trace(parents, state)
+                        return Found(len(parents), depth + 1, wrong, trace)
+            frontier, depth = reached, depth + bool(reached)
+        return Found(len(parents), depth, None, [])
+
+    def mistaken(self) -> Iterator[tuple[Any, ...]]:
+        """Processes that were taken for another after the same reply to which they differ.
+
+        To be called once all states are explored. If there is none, then what the search leaves out
+        of a process cannot change what the process does: whatever happened to the one of two that
+        was gone on with would have led the other to the same requests.
+        """
+        replied: dict[Any, list[Any]] = {}
+        for program, lives, replies in self._led:
+            replied.setdefault((program, lives, replies[:-1]), []).extend(replies[-1:])
+        for (program, lives, replies), index in self._led.items():
+            taken_for = self._processes[index].replies
+            if taken_for == replies:
+                continue
+            for reply in replied.get((program, lives, taken_for), ()):
+                place, _ = self._replayed(program, lives, (*replies, reply))
+                expected, _ = self._replayed(program, lives, (*taken_for, reply))
+                if place != expected:
+                    yield program, replies, taken_for, reply
+
+    def _successors(self, state: State) -> Iterator[tuple[str, State]]:
+        storage, *processes = state
+        unused = self._held(state).bit_length()
+        for index, process in enumerate(processes):
+            request = self._processes[process].request
+            at = (storage, process, unused if request and request[0] == "swap" else 0)
+            if at not in self._moves:
+                self._moves[at] = list(self._steps(*at))
+            for what, then, moved in self._moves[at]:
+                after = (then, *processes[:index], moved, *processes[index + 1 :])
+                yield f"{index + 1} {what}", after
+        if (storage,) not in self._moves:
+            self._moves[storage,] = list(self._arrivals(storage))
+        for what, then, _ in self._moves[storage,]:
+            yield what, (then, *processes)
+
+    def _steps(self, storage_index: int, process_index: int, unused: int) -> Iterator[Move]:
+        rules, storage = self.rules, self._storages[storage_index][0]
+        process = self._processes[process_index]
+        if process.lives > 1 and process.replies:
+            again = self._process(process.program, process.lives - 1, ())
+            yield f"{process} crashes and starts again", storage_index, again
+        if process.request is None:
+            return
+        request = drawn(process.request, unused)
+        verb = request[0]
+        for after, reply in apply(rules, self.system.page, storage, request):
+            promised = after.promised
+            if verb == "put" and after.live(request[1].token):
+                promised |= {(request[1].task, request[1].token)}
+            then = after._replace(promised=promised)
+            yield (
+                f"{process} {_words(request)} -> {_words(reply)}",
+                self._storage(then),
+                self._next(process, reply, then),
+            )
+        if storage.timeouts and verb in ("swap", "put", "delete", "delete_if_same", "detach"):
+            # Keys are deleted one by one.
+            keys = request[1] if verb == "delete" else ()
+            late = tuple((verb, (key,)) for key in keys) or (request,)
+            then = storage._replace(late=storage.late + late, timeouts=storage.timeouts - 1)
+            reply: Any = ERROR
+            if verb == "swap":
+                is_sent_again = rules.resends_swap and not process.is_again
+                reply = Swapped(request[2].nonce, AGAIN if is_sent_again else ERROR)
+            yield (
+                f"{process} {_words(request)} times out",
+                self._storage(then.change(rules, then.record)),
+                self._next(process, reply, then),
+            )
+
+    def _arrivals(self, storage_index: int) -> Iterator[Move]:
+        storage = self._storages[storage_index][0]
+        for index, request in enumerate(storage.late):
+            rest = storage._replace(late=storage.late[:index] + storage.late[index + 1 :])
+            for then, _ in apply(self.rules, self.system.page, rest, request):
+                yield f"- late: {_words(request)} takes effect", self._storage(then), -1
+
+    def _broken(self, state: State) -> str | None:
+        for process in state[1:]:
+            at = (state[0], process)
+            if at not in self._wrong:
+                found = self._processes[process]
+                self._wrong[at] = found.wrong or broken(self._storages[state[0]][0], found.run)
+            if self._wrong[at]:
+                return self._wrong[at]
+        return None
+
+    def _storage(self, storage: Storage) -> int:
+        if storage not in self._indices:
+            self._indices[storage] = len(self._storages)
+            self._storages.append((storage, _bits(storage[:4])))
+        return self._indices[storage]
+
+    def _next(self, process: Process, reply: Any, storage: Storage) -> int:
+        index = self._process(process.program, process.lives, (*process.replies, reply))
+        moved = self._processes[index]
+        if moved.run is not None and process.run is None:
+            sent = [reply.nonce for reply in process.replies if isinstance(reply, Swapped)]
+            wrong = wrongly_resumed(self.rules, storage.record, moved.run, sent)
+            return self._intern((index, wrong), moved._replace(wrong=wrong)) if wrong else index
+        return index
+
+    def _process(self, program: Program, lives: int, replies: tuple[Any, ...]) -> int:
+        """The process that these replies lead to. It is known by the place where its steps are."""
+        led = program, lives, replies
+        if led not in self._led:
+            self._led[led] = self._intern(*self._replayed(*led))
+        return self._led[led]
+
+    def _replayed(
+        self, program: Program, lives: int, replies: tuple[Any, ...]
+    ) -> tuple[Any, Process]:
+        """The place to which replies lead from the start of a program, and the process there.
+
+        A suspended generator cannot be copied, so that all replies are sent to a new one.
+        """
+        swaps = [reply for reply in replies if isinstance(reply, Swapped)]
+        before = [None, *(reply.outcome for reply in swaps)]
+        self.code.begin(
+            [swap.nonce for swap, last in zip(swaps, before, strict=False) if last is not AGAIN]
+        )
+        steps = calls(program[0](self.code, *program[1:]))
+        request, run, at = None, None, None
+        try:
+            call = next(steps)
+            for reply in replies:
+                if not isinstance(reply, Swapped) or reply.outcome is not AGAIN:
+                    call = answer(self.code, steps, call, reply)
+            request, at = requested(call), place(steps)
+            run = next(runs(at), None)
+        except StopIteration as stop:
+            run = stop.value and known(stop.value)
+        except CheckpointStoreError:
+            pass
+        is_again = before[-1] is AGAIN
+        held = _bits((request, run, at))
+        process = Process(program, lives, replies, request, is_again, run, held)
+        return (program, lives, request, is_again, run, at), process
+
+    def _intern(self, place: Any, process: Process) -> int:
+        if place not in self._indices:
+            self._indices[place] = len(self._processes)
+            self._processes.append(process)
+        return self._indices[place]
+
+    def _held(self, state: State) -> int:
+        held = self._storages[state[0]][1]
+        for process in state[1:]:
+            held |= self._processes[process].numbers
+        return held
+
+    def _canonical(self, state: State) -> State:
+        """One of the states that are the same but for names and for the order of processes."""
+        storage, *processes = state
+        at = (storage, self._held(state))
+        if at not in self._names:
+            self._names[at] = self._renaming(*at)
+        storage, names = self._names[at]
+        if names:
+            for index, process in enumerate(processes):
+                if (process, names) not in self._renamed:
+                    found = self._processes[process]
+                    same = (found.program, found.lives, renamed(found.replies, names))
+                    self._renamed[process, names] = process if found.wrong else self._process(*same)
+                processes[index] = self._renamed[process, names]
+        return (storage, *sorted(processes))
+
+    def _renaming(self, index: int, held: int) -> tuple[int, tuple[int, ...]]:
+        """Names numbers in the order in which they stand in the storage, then the others."""
+        storage = self._storages[index][0]
+        places = (storage.record, storage.late, tuple(sorted(storage.files)))
+        order = list(dict.fromkeys((*numbers(places), *range(held.bit_length()))))
+        if order == sorted(order):
+            return index, ()
+        names = tuple(map(order.index, range(len(order))))
+        same = Storage(*renamed(tuple(storage[:4]), names), storage.timeouts)
+        return self._storage(same), names
+
+    def _trace(self, parents: dict[State, State | None], state: State) -> list[str]:
+        trace = []
+        while (parent := parents[state]) is not None:
+            trace.append(next(what for what, after in self._successors(parent) if after == state))
+            state = parent
+        return trace[::-1]
+
+
+def numbers(value: object) -> Iterator[int]:
+    """The tokens and nonces in a value, in the order in which they stand there."""
+    if type(value) is int:
+        yield value
+    elif isinstance(value, tuple | frozenset):
+        for item in value:
+            yield from numbers(item)
+
+
+def renamed(value: Any, names: Sequence[int]) -> Any:
+    if type(value) is int:
+        return names[value] if value < len(names) else value
+    if isinstance(value, frozenset):
+        return frozenset(renamed(item, names) for item in value)
+    if isinstance(value, tuple):
+        items = [renamed(item, names) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+def _bits(value: object) -> int:
+    return sum(1 << number for number in set(numbers(value)))
+
+
+def _words(value: Any) -> str:
+    """Records as inputs@token+base, files as task@token=origin."""
+    if isinstance(value, Record):
+        return f"{value.inputs}@{value.token}" + ("" if value.base is None else f"+{value.base}")
+    if isinstance(value, File):
+        return f"{value.task}@{value.token}={value.origin}"
+    if isinstance(value, Swapped):
+        return value.outcome
+    if isinstance(value, tuple):
+        return " ".join(map(_words, value)) or "nothing"
+    return "nothing" if value is None else str(value)

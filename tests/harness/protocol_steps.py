@@ -1,0 +1,434 @@
+"""Runs the steps of the package for the search in `protocol_model.py`, one request at a time.
+
+The search does not drive a model of the protocol but the protocol: `resume`, `collect`, `clear`,
+`change_record`, reading and writing, with the transitions of a record, all as they are shipped.
+They are loaded a second time, as a `Code` of their own, in which three things are replaced:
+
+- A record is stored as it is, an abstract `Record`, and not as JSON.
+- What `secrets` draws is chosen by the search, and no clock is looked at.
+- A page of retired files is looked at before the next is listed, and nobody gives up.
+
+A wrong variant is the same code with a few lines of its source changed.
+
+What runs side by side (`Each`) is run one after another. All that is are pages of one collect, and
+that they overlap is searched as well: by several processes that collect, interleaved in every way.
+"""
+
+from __future__ import annotations
+
+import dis
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from copy import copy
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import checkpoint_store
+from checkpoint_store._filesystems.base import Entry, Page, Stored
+from checkpoint_store._frame import Header
+from checkpoint_store._progress import Progress
+from checkpoint_store._steps import Call, Each, Pause, Steps
+from checkpoint_store.errors import StorageError
+
+WORKFLOW = "wf"
+MIXED = "mixed"  # The origin of what a run computes from checkpoints of other inputs.
+
+DONE, REFUSED = "done", "refused"
+ERROR = "error"  # Timed out: whether the request takes effect is unknown.
+AGAIN = "again"  # Timed out, and the client of the storage sends it again by itself.
+
+# Tokens and nonces are numbers to the search and 16 digits to the code. Those that begin like these
+# are no numbers but names, which are never renamed.
+NEW = "f" * 16  # Drawn, but not sent yet. The number is chosen when it is sent.
+GONE = "f" * 15 + "0"  # Of a swap that was refused: it never comes into a record.
+COMMON = "f" * 15 + "1"  # In place of a token in the keys of a variant without.
+
+
+class Record(NamedTuple):
+    inputs: str | None
+    token: int | str
+    base: int | str | None
+    nonce: int | str
+
+
+class File(NamedTuple):
+    """`origin` is what the payload was computed from: some inputs, or MIXED."""
+
+    task: str
+    origin: str
+    token: int | str
+
+
+class Run(NamedTuple):
+    token: int | str
+    base: int | str | None
+    origin: str
+
+
+class Swapped(NamedTuple):
+    """The reply to a swap, with the number that was drawn for it."""
+
+    nonce: int | str
+    outcome: str
+
+
+Request = tuple[Any, ...]
+
+
+class Change(NamedTuple):
+    """A piece of a module's source, and what takes its place."""
+
+    module: str
+    old: str
+    new: str
+
+
+@cache
+def number(token: str) -> int | str:
+    return token if token.startswith("f") else int(token, 16)
+
+
+@cache
+def text(token: int | str) -> str:
+    return token if isinstance(token, str) else f"{token:016x}"
+
+
+class Supply:
+    """In place of `secrets`. A record's token and nonce may be one number: they never meet."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int | str] = []
+
+    def token_hex(self, size: int) -> str:
+        drawn = text(self.numbers[0] if self.numbers else NEW)
+        if size == 16 and self.numbers:  # The nonce, which is drawn last.
+            del self.numbers[0]
+        return drawn
+
+
+class Code:
+    """The modules of the protocol, loaded once more with some changes to their source."""
+
+    MODULES = "_record", "_policy", "_checkpoints", "_protocol", "_run", "_store", "_resume"
+
+    def __init__(
+        self,
+        changes: Sequence[Change] = (),
+        *,
+        asks_conditions: bool = False,
+        pages_at_once: int = 1,
+    ) -> None:
+        modules = _loaded(self.MODULES, changes)
+        record, self.policy, self.checkpoints, self.protocol, _, stores, self.resume = modules
+        self._record, self._supply = record, Supply()
+        self._conditional = None if asks_conditions else True
+        self._store = object.__new__(stores.CheckpointStore)
+        record.secrets, record._now = self._supply, str
+        self.protocol.encode_record, self.protocol.decode_record = abstract, cache(self._concrete)
+        self.protocol.PAGES_AT_ONCE = pages_at_once
+        self.protocol.TRIES = 1_000  # More than there are others who change the record.
+        for module in modules:
+            if hasattr(module, "logger"):
+                module.logger = logging.Logger("unheard", logging.CRITICAL)
+
+    def begin(self, numbers: Sequence[int | str]) -> None:
+        """Lets another process run, with the numbers that it draws first."""
+        self._supply.numbers = list(numbers)
+        self.filesystem = SimpleNamespace(
+            conditional_writes=self._conditional, caveat=None, warned=True
+        )
+        self.store = copy(self._store)
+        self.store._filesystem, self.store._serializer = self.filesystem, None
+
+    def _concrete(self, record: Record, workflow: str) -> Any:
+        base = None if record.base is None else text(record.base)
+        return self._record.Record(
+            workflow=workflow, fingerprint=record.inputs, token=text(record.token), base=base,
+            nonce=text(record.nonce), inputs=None, created="", updated="",
+        )  # fmt: skip
+
+
+def abstract(record: Any) -> Record:
+    base = None if record.base is None else number(record.base)
+    return Record(record.fingerprint, number(record.token), base, number(record.nonce))
+
+
+def _loaded(names: Sequence[str], changes: Sequence[Change]) -> list[Any]:
+    """Modules of the package under another name, which import each other and else the originals."""
+    package, alias = checkpoint_store.__name__, "searched"
+    for name in names:
+        importlib.import_module(f"{package}.{name}")
+    before = dict(sys.modules)
+    others = [name for name in before if name.startswith(f"{package}.")]
+    sys.modules[alias] = ModuleType(alias)
+    sys.modules[alias].__path__ = []
+    sys.modules |= {alias + name.removeprefix(package): before[name] for name in others}
+    try:
+        for name in names:
+            module = ModuleType(f"{alias}.{name}")
+            module.__package__ = alias
+            path = Path(checkpoint_store.__file__).with_name(f"{name}.py")
+            source = path.read_text("utf-8")
+            for _, old, new in (change for change in changes if change.module == name):
+                assert source.count(old) == 1, f"{name}: {old}"
+                source = source.replace(old, new)
+            sys.modules[module.__name__] = module
+            exec(compile(source, str(path), "exec"), module.__dict__)
+        return [sys.modules[f"{alias}.{name}"] for name in names]
+    finally:
+        for name in set(sys.modules) - set(before):
+            del sys.modules[name]
+
+
+# What the steps request, as the search knows it, and what they are sent for its replies.
+
+
+def calls(steps: Steps[Any]) -> Generator[Call, Any, Any]:
+    """The calls of some steps, of those side by side one after another."""
+    reply: Any = None
+    error: Exception | None = None
+    while True:
+        try:
+            request = steps.send(reply) if error is None else steps.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        reply = error = None
+        try:
+            match request:
+                case Call(verb="list_leftovers"):
+                    reply = Page[str]([])  # What others than files are left is not searched.
+                case Call():
+                    reply = yield request
+                case Each(operations, done):
+                    for index, operation in enumerate(operations):
+                        try:
+                            outcome = yield from calls(operation)
+                        except Exception as failure:  # noqa: BLE001 - an outcome like any other
+                            outcome = failure
+                        done(index, outcome)
+                case Pause():
+                    pass
+        except Exception as raised:  # noqa: BLE001 - it is the steps' to handle
+            error = raised
+
+
+def requested(call: Call) -> Request:
+    arguments = call.arguments
+    match call.verb:
+        case "read_small":
+            return ("read",)
+        case "swap":
+            _, stored, record = arguments
+            return ("swap", stored and stored.data, record)
+        case "list_files":
+            return ("list",)
+        case "read":
+            return ("get", *_place(arguments[0]))
+        case "write":
+            header, origin = arguments[1]
+            return ("put", File(header.task, origin, number(header.token)))
+        case "delete":
+            return ("delete", tuple(map(_place, arguments[0])))
+        case _:
+            assert call.verb in ("detach", "begin", "delete_if_same")
+            return (call.verb, *(arguments if call.verb == "delete_if_same" else ()))
+
+
+def answer(code: Code, steps: Generator[Call, Any, Any], call: Call, reply: Any) -> Call:
+    """Sends a reply of the search's, and returns the next call."""
+    if reply is ERROR or (isinstance(reply, Swapped) and reply.outcome is ERROR):
+        return steps.throw(StorageError("timed out"))
+    match call.verb:
+        case "read_small" | "read" if reply is None:
+            return steps.throw(FileNotFoundError())
+        case "read_small":
+            return steps.send(Stored(reply))
+        case "swap":
+            if reply.outcome is REFUSED:
+                code.filesystem.conditional_writes = True
+            return steps.send(reply.outcome is DONE)
+        case "list_files":
+            # A page with nothing is the last.
+            names = [Entry(f"{task}@{text(token)}") for task, token in reply]
+            return steps.send(Page(names, "more" if names else None))
+        case "delete":
+            return steps.send({})
+        case _:
+            return steps.send(reply)
+
+
+@cache
+def _place(key: str) -> tuple[str, int | str]:
+    task, _, token = key.rpartition("/")[2].partition("@")
+    return task, number(token)
+
+
+# Where a process is.
+
+
+def place(steps: Any) -> Any:
+    """All that the rest of some suspended steps depends on: where they stand, and variables.
+
+    Numbers in it are tokens or nonces, and nothing else is a number.
+    """
+    frame = steps.gi_frame
+    if frame is None:
+        return "over"
+    code, at = frame.f_code, frame.f_lasti
+    alive = _alive(code).get(at)
+    variables = frame.f_locals
+    held = tuple(
+        (name, _known(code.co_name, name, variables[name]))
+        for name in variables
+        if (alive is None or name in alive) and (code.co_name, name) not in IDLE
+    )
+    inner = steps.gi_yieldfrom
+    return (code.co_qualname, str(at), held, place(inner) if inner is not None else None)
+
+
+IDLE = {
+    ("change_record", "attempt"),  # Counts up to TRIES, which is never reached.
+    ("change_record", "versions"),  # Chooses the words for having given up.
+    ("collect", "removed"),  # Is returned, and used for nothing.
+}
+"""Variables that cannot change what is requested. `test_protocol_model.py` tries it."""
+
+
+def _known(function: str, name: str, value: Any) -> Any:
+    match function, name:
+        case "change_record", "sent":
+            # What had been found is told to people. What was refused is never found again.
+            return tuple(
+                known((nonce, record, decision))
+                for nonce, (_, record, decision) in value.items()
+                if nonce != GONE
+            )
+        case "gather", "results":
+            # Only a collect gathers. Which files it deleted is counted, and used for nothing.
+            outcomes = [pair if pair is None else pair[1] for pair in value.values()]
+            return (str(len(value)), known(outcomes))
+    return known(value)
+
+
+def known(value: Any) -> Any:
+    """A value as something hashable that is the same whenever the value is."""
+    match value:
+        case str():
+            return _named(value)
+        case None | bool():
+            return value
+        case int():
+            return str(value)
+        case Header():
+            return value.task, number(value.token)
+        case Record() | File():
+            return value
+        case tuple() | list():
+            return tuple(map(known, value))
+        case dict():
+            return tuple(known(item) for item in value.items())
+        case Exception() | ModuleType() | Progress():
+            return type(value).__name__
+        case type() | FunctionType() | MethodType():
+            return value.__qualname__
+        case Generator():
+            return place(value)
+        case SimpleNamespace():
+            return str(value.conditional_writes)
+        case Code():
+            return known(value.filesystem)
+    match type(value).__name__:  # Of these each code has its own.
+        case "Record":
+            return abstract(value)
+        case "Run":
+            base = None if value._base is None else number(value._base)
+            return Run(number(value.token), base, origin_of(value))
+        case "Decision":
+            return value.action  # The rest is for people.
+        case "CheckpointStore":
+            return known(value._filesystem)
+    raise TypeError(f"the search does not know how to tell {value!r} from others")
+
+
+def origin_of(run: Any) -> str:
+    """What a run computes its results from."""
+    is_mixed = run.decision is not None and run.decision.action == "reuse"
+    return MIXED if is_mixed else str(run.fingerprint)
+
+
+@cache
+def _named(text: str) -> Any:
+    if re.fullmatch(r"[0-9a-f]{16}", text):
+        return number(text)
+    return _place(text) if "@" in text else text
+
+
+def runs(value: Any) -> Iterator[Run]:
+    """The runs in a place."""
+    if isinstance(value, Run):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from runs(item)
+
+
+@cache
+def _alive(code: CodeType) -> dict[int, frozenset[str]]:
+    """For each instruction the variables whose values may be used after it.
+
+    The others are forgotten, as if there were a `del` for each. The variable of a `for` loop never
+    is, for it tells how far the loop has come.
+    """
+    steps = list(dis.get_instructions(code))
+    indices = {step.offset: index for index, step in enumerate(steps)}
+    handlers = dis.Bytecode(code).exception_entries
+    kept = {*code.co_cellvars, *code.co_freevars}
+    after: list[set[int]] = []
+    for index, step in enumerate(steps):
+        ways = {
+            indices[entry.target] for entry in handlers if entry.start <= step.offset < entry.end
+        }
+        if step.opcode in dis.hasjrel:
+            ways.add(indices[step.argval])
+        if step.opname not in _ENDS:
+            ways.add(index + 1)
+        after.append(ways)
+        if step.opname == "FOR_ITER":
+            targets = takewhile(
+                lambda step: "STORE" in step.opname or "UNPACK" in step.opname, steps[index + 1 :]
+            )
+            kept = kept.union(*map(_names, targets))
+    alive: list[set[str]] = [set() for _ in steps]  # Before each instruction.
+    changed = True
+    while changed:
+        changed = False
+        for index, step in reversed(list(enumerate(steps))):
+            then = set[str]().union(*(alive[way] for way in after[index]))
+            now = then - _names(step) if step.opname in _STORES else then | _names(step)
+            changed |= now != alive[index]
+            alive[index] = now
+    return {
+        step.offset: frozenset(kept.union(*(alive[way] for way in after[index])))
+        for index, step in enumerate(steps)
+    }
+
+
+_STORES = "STORE_FAST", "STORE_FAST_STORE_FAST", "DELETE_FAST"
+_ENDS = (
+    "RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE",
+    "JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT",
+)  # fmt: skip
+"""After these does not come what stands after them."""
+
+
+def _names(step: dis.Instruction) -> set[str]:
+    """The variables that an instruction uses or sets."""
+    if "_FAST" not in step.opname:
+        return set()
+    return set(step.argval) if isinstance(step.argval, tuple) else {step.argval}
