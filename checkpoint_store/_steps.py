@@ -96,9 +96,8 @@ def drive(filesystem: Filesystem, steps: Steps[R]) -> R:
         except StopIteration as stop:
             return cast(R, stop.value)
         finally:
-            reply = error = (
-                None  # An error that passes keeps this frame, and must not be kept by it.
-            )
+            # An error that passes keeps this frame alive, and must not be kept alive by it.
+            reply = error = None
         try:
             if isinstance(request, Call):
                 about, verb, arguments = request
@@ -129,9 +128,8 @@ async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
         except StopIteration as stop:
             return cast(R, stop.value)
         finally:
-            reply = error = (
-                None  # An error that passes keeps this frame, and must not be kept by it.
-            )
+            # An error that passes keeps this frame alive, and must not be kept alive by it.
+            reply = error = None
         try:
             if isinstance(request, Call):
                 about, verb, arguments = request

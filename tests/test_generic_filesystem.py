@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from checkpoint_store import (
     StorageError,
     resume,
 )
+from checkpoint_store._filesystems.base import Entry, Page
 
 from .harness.backends import RECORD, GenericBackend, PlainFileSystem
 
@@ -361,3 +363,16 @@ def test_a_stream_leaves_no_temporary_file(
         with pytest.warns(ResourceWarning):
             del stream
         assert temporary() == []
+
+
+def test_everything_is_removed_although_a_page_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(f"memory://{secrets.token_hex(8)}")
+    store.run("wf").write("task", b"data")
+    list_files = store._filesystem.list_files
+
+    def halting(folder: str, more: object = None) -> Page[Entry]:
+        return Page([], "go on") if more is None else list_files(folder)
+
+    monkeypatch.setattr(store._filesystem, "list_files", halting)
+    store._filesystem.remove_all()
+    assert list(store.workflows()) == []

@@ -292,7 +292,7 @@ def torn_read(self, key, *_, _read=memory.MemoryFilesystem.read):
 
 
 def forgetful_list(self, folder, *_, _list=memory.MemoryFilesystem.list_files):
-    is_removal = sys._getframe(1).f_code.co_name == "_remove_files"
+    is_removal = sys._getframe(1).f_code.co_name == "_pages"
     return _list(self, folder) if is_removal else Page([])
 
 

@@ -354,7 +354,7 @@ class _Checks:
         error = next((result for result in results if isinstance(result, str)), "")
         if error and not winners and number == 0:
             raise _NotKeptError(error)  # No contestant could try it.
-        why = error or (f"{condition} was ignored" if winners else "nobody was told why")
+        why = error or (f"{condition} was ignored" if winners else "all were refused")
         raise _NotKeptError(f"{len(winners)} of {len(results)} won in round {number + 1}: {why}")
 
     def _won(self, done: int, condition: str) -> str:

@@ -7,7 +7,7 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
@@ -74,6 +74,16 @@ def page_of(items: Iterator[_T]) -> Page[_T]:
     """The next page of a list whose items come from an iterator."""
     found = list(islice(items, PAGE))
     return Page(found, items if len(found) == PAGE else None)
+
+
+def _pages(list_page: Callable[[Any], Page[_T]]) -> Iterator[list[_T]]:
+    """What is on each page of a list. A page may be empty although others follow."""
+    page = list_page(None)
+    while True:
+        yield page.items
+        if page.more is None:
+            return
+        page = list_page(page.more)
 
 
 class Settings(NamedTuple):
@@ -277,26 +287,14 @@ class Filesystem(ABC):
 
     def remove_all(self) -> None:
         """Removes all files in folders under the root, and all folders that were made here."""
-        folders = []
-        page = Page[str]([], None)
-        while True:
-            page = self.list_folders(lambda _: True, page.more)
-            folders += page.items
-            if page.more is None:
-                break
+        folders = [folder for page in _pages(partial(self.list_folders, bool)) for folder in page]
         for folder in dict.fromkeys(folders):
-            self._remove_files(folder)
-        if self.list_folders(lambda _: True).items:
+            for files in _pages(partial(self.list_files, folder)):
+                keys = [f"{folder}/{file.name}" for file in files]
+                for key, reason in self.delete(keys).items():
+                    raise OSError(f"{key}: {reason}")
+        if any(_pages(partial(self.list_folders, bool))):
             raise OSError("files are still listed after they were deleted")
-
-    def _remove_files(self, folder: str) -> None:
-        page = self.list_files(folder)
-        while page.items:
-            for key, reason in self.delete(
-                [f"{folder}/{file.name}" for file in page.items]
-            ).items():
-                raise OSError(f"{key}: {reason}")
-            page = self.list_files(folder, page.more) if page.more else Page([])
 
     def connected(self) -> Self:
         """This filesystem for a single operation, which opens no connection after it was closed."""

@@ -159,7 +159,7 @@ class GenericFilesystem(Filesystem):
                     yield folder
 
     def remove_all(self) -> None:
-        folders = self.list_folders(lambda _: True).items
+        folders = list(self._list_folders(bool))
         super().remove_all()
         # Some filesystems have no folders, or none that can be removed.
         for path in [*map(self._path, folders), self._path()]:

@@ -85,9 +85,8 @@ class S3Engine:
         self._connecting = asyncio.Lock()
         self._closed = False
         self._running: set[asyncio.Task[Any]] = set()
-        self._creators: list[
-            Any
-        ] = []  # Those of s3fs. The last one has made the connections that are in use.
+        # Those of s3fs. The last one has made the connections that are in use.
+        self._creators: list[Any] = []
         self._prepared: WeakSet[Any] = WeakSet()
         self._close_creators = weakref.finalize(
             self, _close, self.process, self.loop, self._creators
