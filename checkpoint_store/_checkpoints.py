@@ -7,7 +7,7 @@ file in each of several generations: the headers of those files are given togeth
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ._filesystems.base import Contents, Data, Filesystem
 from ._frame import Header, has_header
@@ -38,7 +38,7 @@ def contains(headers: Generations) -> Steps[bool]:
 
 def read(headers: Generations) -> Steps[tuple[Header, Contents]]:
     """Reads the first of these files that exists. If none does, `CheckpointNotFoundError`."""
-    return (yield from first(headers, Filesystem.read, has_header))
+    return first(headers, Filesystem.read, has_header)
 
 
 def first(
@@ -48,8 +48,8 @@ def first(
     """Calls a verb for file after file until one exists. Returns its header and the reply."""
     for header in headers:
         try:
-            reply = yield Call(header, verb.__name__, (key_of(header), *arguments))
-            return header, cast(R, reply)
+            reply: R = yield Call(header, verb.__name__, (key_of(header), *arguments))
+            return header, reply
         except FileNotFoundError:
             continue
     raise CheckpointNotFoundError(
@@ -60,7 +60,7 @@ def first(
 
 def write(header: Header, parts: Sequence[Data]) -> Steps[None]:
     """Stores one file."""
-    yield from call(header, Filesystem.write, key_of(header), parts)
+    return call(header, Filesystem.write, key_of(header), parts)
 
 
 def delete(headers: Generations) -> Steps[None]:
@@ -72,16 +72,19 @@ def delete(headers: Generations) -> Steps[None]:
             raise StorageError(f"{header}: it could not be deleted: {reason}")
 
 
-def newest(workflow_id: str, tokens: Collection[str]) -> Steps[dict[str, Header]]:
-    """The newest file of every task that has one in these generations, given newest first."""
+def newest(workflow_id: str, tokens: Collection[str]) -> Steps[dict[str, str]]:
+    """The tasks that have a file in these generations, each with the newest one's token.
+
+    The tokens are given newest first.
+    """
     about = f"listing workflow {workflow_id!r}"
     folder = encode_name(workflow_id, "workflow id")
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    found: dict[str, Header] = {}
+    found: dict[str, str] = {}
     for file in (yield from list_all(about, Filesystem.list_files, folder)):
         task, token = parse_file_name(file.name) or ("", "")
-        if token in ranks and (task not in found or ranks[token] < ranks[found[task].token]):
-            found[task] = Header(workflow_id, task, token)
+        if token in ranks and (task not in found or ranks[token] < ranks[found[task]]):
+            found[task] = token
     return found
 
 

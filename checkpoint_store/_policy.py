@@ -1,8 +1,8 @@
 """What becomes of a workflow's record when it is resumed, opened or labelled.
 
 Each transition is a pure function. It takes what was found of the record and returns the record
-that is to be in force, which is the very one that was found if nothing is to change. The caller
-calls it again for each other version of the record that it finds.
+that is to be in force: to change nothing, the same object that was found. The caller calls it again
+for each other version of the record that it finds.
 """
 
 from __future__ import annotations

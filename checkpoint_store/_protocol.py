@@ -4,10 +4,11 @@ order files may be deleted.
 These orders were found by an exhaustive search of all crashes and races. In particular:
 
 - A record is created if there is none, or swapped against the version that was read. The reply does
-not tell who has won: the record is read again, and the nonce in it tells. - To collect is to list a
-page, then to read the record, and then to delete what this record does not refer to. So a file is
-never deleted on the word of a record that is older than the file. - To clear is to delete the
-record first. From then on all the files are garbage, whoever removes them.
+  not tell who has won: the record is read again, and the nonce in it tells.
+- To collect is to list a page, then to read the record, and then to delete what this record does
+  not refer to. So a file is never deleted on the word of a record that is older than the file.
+- To clear is to delete the record first. From then on all the files are garbage, whoever removes
+  them.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from .errors import ContentionError, CorruptRecordError, IncompleteClearError, S
 logger = logging.getLogger("checkpoint_store")
 
 PAGES_AT_ONCE = 4
-"""So many pages are deleted at once, while as many more are listed. Deleting takes longest."""
+"""How many pages of files are deleted side by side, while as many more are listed."""
 
 TRIES = 10
 """How often a change of a record is tried. A swap is refused only if another succeeded."""
 
 T = TypeVar("T")
 Transition = Callable[[Found], tuple[Record, T]]
-"""Takes what was found of a record. Returns the record that is to be in force, which is the very
-one that was found if nothing is to change, and a decision."""
+"""Takes what was found of a record, and returns the record that is to be in force, and a decision.
+To change nothing it returns the same object that was found."""
 
 
 def read_record(workflow_id: str) -> Steps[Record | None]:
@@ -54,17 +55,19 @@ def change_record(
 
     Returns what was found, the record that is in force now, and the decision. If the record turns
     out to be another than the one that `transition` was given, it is called again. `filesystem` is
-    only asked, and told, whether it has conditional writes: the requests are yielded.
+    here only for its flag `conditional_writes`, which may be set. The requests are yielded.
     """
     sent: dict[str, tuple[Found, Record, T]] = {}
     versions: set[Stored | None] = set()
-    failure: Exception | None = None
+
+    def mine(found: Found) -> tuple[Found, Record, T] | None:
+        """What to return if this very version of the record was sent by these steps."""
+        return sent.get(found.nonce) if isinstance(found, Record) else None
+
     for attempt in range(TRIES):
         stored, found = yield from read_version(workflow_id)
-        if isinstance(found, Record) and found.nonce in sent:
-            return sent[found.nonce]  # That swap had taken effect, and only its reply was lost.
-        if failure is not None:
-            raise failure
+        if done := mine(found):
+            return done  # That swap has taken effect, although it was refused.
         versions.add(stored)
         record, decision = transition(found)
         if record is found:
@@ -73,9 +76,9 @@ def change_record(
         try:
             accepted = yield from _swap(stored, record)
             if accepted and filesystem.conditional_writes is None:
-                # A second swap of the same version must be refused. It proposes another record,
-                # because after a clear in between it is rightly accepted, and the first record,
-                # which was cleared, must not come back.
+                # Does the storage honour conditions? It must refuse a second swap of the same
+                # version. That proposes another record, because after a clear in between it is
+                # rightly accepted, and the record that was cleared must not come back.
                 for _ in range(2):
                     again, decision = transition(found)
                     sent[again.nonce] = found, again, decision
@@ -84,22 +87,25 @@ def change_record(
                     record = again
                 else:
                     filesystem.conditional_writes = False
-        except Exception as error:  # noqa: BLE001
-            failure = error
-            continue
+        except Exception:
+            # The swap may have taken effect, and only its reply was lost.
+            _, found = yield from read_version(workflow_id)
+            if done := mine(found):
+                return done
+            raise
         _warn_once(filesystem)
         if accepted:
             return sent[record.nonce]
         logger.debug("workflow %r: lost a race for its record (try %d)", workflow_id, attempt + 1)
         yield Pause(random.uniform(0, min(1.0, 0.01 * 2**attempt)))
-    if failure is None and len(versions) == 1:
+    if len(versions) == 1:
         raise StorageError(
             f"the record of workflow {workflow_id!r} cannot be changed: the storage refused "
             f"{TRIES} conditional writes, although the record was still the one they named: take "
             "away the proxy that changes ETags or conditions, or choose a server that honours "
             "If-Match and If-None-Match (python -m checkpoint_store URL tries them)"
         )
-    raise failure or ContentionError(
+    raise ContentionError(
         f"the record of workflow {workflow_id!r} changed {TRIES} times while this run tried to "
         "change it: find out which other runs resume the same workflow, and try again"
     )
@@ -141,7 +147,7 @@ def collect(workflow_id: str, progress: Progress, *, cleared: bool = False) -> S
     pages, more = yield from _list_ahead(about, folder, None)
     while pages:
         sweeps: list[Steps[Any]] = [sweep(page) for page in pages]
-        ahead = [] if more is None else [_list_ahead(about, folder, more)]
+        ahead: list[Steps[Any]] = [] if more is None else [_list_ahead(about, folder, more)]
         outcomes = yield from gather([*sweeps, *ahead])
         pages, more = outcomes.pop() if ahead else ([], None)
         removed += sum(count(*outcome) for outcome in outcomes if outcome is not None)

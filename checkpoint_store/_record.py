@@ -7,8 +7,8 @@ import re
 import reprlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import xxhash
 
@@ -20,17 +20,18 @@ VERSION = 1
 MAX_RECORD_BYTES = 64 * 1024
 MAX_FINGERPRINT_BYTES = 1024
 
+# json.dumps would make an encoder for each call.
+_sorted_encoder = json.JSONEncoder(sort_keys=True)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """Which generation of checkpoints is the current one, and which inputs it was computed from.
 
     `token` names the generation. `base` names an older one, in which a run reads what it does not
     find in its own: a `reuse` with changed inputs makes such a record. It is a mixture and never
-    counts as having any inputs. `nonce` is another one in each version of the record, so that a
-    writer whose reply was lost recognises its own version, and no two versions have the same hash.
+    counts as having any inputs. `nonce` is new in every version of the record, so that a writer
+    whose reply was lost recognises its own version, and no two versions have the same hash.
     The times are for people; no decision depends on them.
     """
 
@@ -63,8 +64,7 @@ def new_record(
 
 def overlay(record: Record) -> Record:
     """The next version of `record`: a new generation, whose base is the present one."""
-    return replace(
-        record,
+    return record._replace(
         token=secrets.token_hex(8),
         base=record.token,
         nonce=secrets.token_hex(16),
@@ -74,7 +74,7 @@ def overlay(record: Record) -> Record:
 
 def label(record: Record, fingerprint: str) -> Record:
     """The next version of a record without a fingerprint: its checkpoints get this one."""
-    return replace(record, fingerprint=fingerprint, nonce=secrets.token_hex(16), updated=_now())
+    return record._replace(fingerprint=fingerprint, nonce=secrets.token_hex(16), updated=_now())
 
 
 def check_fingerprint(fingerprint: str) -> str:
@@ -159,7 +159,7 @@ def _seal(fields: dict[str, object]) -> bytes:
 
 
 def _checksum(fields: dict[str, object]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode("ascii"))
+    return xxhash.xxh3_128_hexdigest(_sorted_encoder.encode(fields).encode("ascii"))
 
 
 def _now() -> str:

@@ -18,7 +18,7 @@ from ._progress import Progress
 from ._protocol import read_record
 from ._serializer import Serializer
 from ._steps import Steps, call, drive
-from .errors import CheckpointNotFoundError, StorageError, storage_errors
+from .errors import CheckpointNotFoundError, StorageError, storage_error, storage_errors
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
@@ -166,15 +166,15 @@ class Run:
         record = self._drive(read_record(self.workflow_id))
         return record is not None and record.token == self.token
 
-    def _header(self, task: str) -> Header:
+    def _header(self, task: str, token: str | None = None) -> Header:
         encode_name(task, "task name")
-        return Header(self.workflow_id, task, self.token, inputs=self.fingerprint)
+        return Header(self.workflow_id, task, token or self.token, inputs=self.fingerprint)
 
     def _generations(self, task: str) -> list[Header]:
         own = self._header(task)
         return [own] if self._base is None else [own, own._replace(token=self._base)]
 
-    def _newest(self) -> dict[str, Header]:
+    def _newest(self) -> dict[str, str]:
         tokens = [self.token] if self._base is None else [self.token, self._base]
         return self._drive(_checkpoints.newest(self.workflow_id, tokens))
 
@@ -188,7 +188,7 @@ class Run:
             raise TypeError(f"tasks must be a collection of names, such as [{tasks!r}]")
         progress = Progress(callback)
         wanted = (
-            {task: [header] for task, header in self._newest().items()}
+            {task: [self._header(task, token)] for task, token in self._newest().items()}
             if tasks is None
             else {task: self._generations(task) for task in tasks}
         )
@@ -246,8 +246,10 @@ def _items(mapping: Mapping[str, T]) -> Iterable[tuple[str, T]]:
 
 
 def _decoded(header: Header, file: Contents) -> tuple[Header, bytes]:
-    with storage_errors(header):  # The payload of a large local file is read only now.
+    try:
         return decode_frame(file, header)
+    except OSError as error:  # The payload of a large local file is read only now.
+        raise storage_error(header, error) from error
 
 
 def _flat(header: Header, data: Data) -> memoryview:

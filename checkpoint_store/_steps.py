@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ._filesystems.base import Filesystem, Page
-from .errors import storage_errors
+from .errors import storage_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +23,8 @@ _READS = ("read", "read_small", "open_read")
 """The verbs of a filesystem that raise `FileNotFoundError` if there is no such key."""
 
 
-class Call(NamedTuple):
+@dataclass(slots=True)
+class Call:
     """A request to call a verb of the filesystem. The reply is what that returns.
 
     Messages of errors begin with `about`.
@@ -33,11 +35,13 @@ class Call(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-class Pause(NamedTuple):
+@dataclass(slots=True)
+class Pause:
     seconds: float
 
 
-class Each(NamedTuple):
+@dataclass(slots=True)
+class Each:
     """A request to drive several operations side by side, as many at once as the storage allows.
 
     The next operation is taken when one has ended. `done` is called for each with its position and
@@ -56,8 +60,12 @@ Steps = Generator[Request, Any, R]
 def call(
     about: object, verb: Callable[Concatenate[Any, P], R], *arguments: P.args, **_: P.kwargs
 ) -> Steps[R]:
-    """The steps of a single call. `verb` is the method of `Filesystem` with that name."""
-    return cast(R, (yield Call(about, verb.__name__, arguments)))
+    """Calls the verb of the storage's filesystem that has the name of `verb`.
+
+    `call(about, Filesystem.contains, key)` yields a `Call` of `"contains"`, and returns the reply.
+    """
+    reply: R = yield Call(about, verb.__name__, arguments)
+    return reply
 
 
 def gather(operations: Sequence[Steps[R]]) -> Steps[list[R]]:
@@ -81,7 +89,7 @@ def list_all(
     items: list[R] = []
     more, is_last = None, False
     while not is_last:
-        page = cast(Page[R], (yield Call(about, verb.__name__, (folder, more, *arguments))))
+        page: Page[R] = yield Call(about, verb.__name__, (folder, more, *arguments))
         items += page.items
         more, is_last = page.more, page.more is None
     return items
@@ -94,21 +102,20 @@ def drive(filesystem: Filesystem, steps: Steps[R]) -> R:
         try:
             request = steps.send(reply) if error is None else steps.throw(error)
         except StopIteration as stop:
-            return cast(R, stop.value)
+            value: R = stop.value
+            return value
         finally:
             # An error that passes keeps this frame alive, and must not be kept alive by it.
             reply = error = None
         try:
             if isinstance(request, Call):
-                about, verb, arguments = request
-                with storage_errors(about, missing_passes=verb in _READS):
-                    reply = getattr(filesystem, verb)(*arguments)
+                reply = getattr(filesystem, request.verb)(*request.arguments)
             elif isinstance(request, Pause):
                 time.sleep(request.seconds)
             else:
                 _each(filesystem, request)
         except BaseException as raised:  # noqa: BLE001 - it is the steps' to handle
-            error = raised
+            error = _explained(request, raised)
 
 
 async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
@@ -126,21 +133,29 @@ async def adrive(filesystem: Filesystem, steps: Steps[R]) -> R:
         try:
             request = steps.send(reply) if error is None else steps.throw(error)
         except StopIteration as stop:
-            return cast(R, stop.value)
+            value: R = stop.value
+            return value
         finally:
             # An error that passes keeps this frame alive, and must not be kept alive by it.
             reply = error = None
         try:
             if isinstance(request, Call):
-                about, verb, arguments = request
-                with storage_errors(about, missing_passes=verb in _READS):
-                    reply = await filesystem.perform(verb, arguments)
+                reply = await filesystem.perform(request.verb, request.arguments)
             elif isinstance(request, Pause):
                 await asyncio.sleep(request.seconds)
             else:
                 await _aeach(filesystem, request, request.done)
         except BaseException as raised:  # noqa: BLE001 - it is the steps' to handle
-            error = raised
+            error = _explained(request, raised)
+
+
+def _explained(request: Request, error: BaseException) -> BaseException:
+    """What is raised where a request was yielded, if the filesystem has raised `error` for it."""
+    if not isinstance(request, Call):
+        return error
+    if isinstance(error, FileNotFoundError) and request.verb in _READS:
+        return error
+    return storage_error(request.about, error)
 
 
 def _each(filesystem: Filesystem, each: Each) -> None:

@@ -104,7 +104,7 @@ class CheckpointStore:
     def read_fingerprint(self, workflow_id: str) -> str | None:
         """The recorded fingerprint, or None if the workflow has no record or none in it.
 
-        Of a workflow that an earlier `reuse` has mixed it is the one from before: to learn whether
+        After a `reuse` with other inputs it is still the one from before that. To learn whether
         checkpoints come from these inputs, give the fingerprint to `run`, which refuses a mixture.
         """
         record = self._drive(_protocol.read_record(workflow_id))
@@ -119,7 +119,6 @@ class CheckpointStore:
         carried over.
         """
         check_fingerprint(fingerprint)
-
         self._drive(
             _protocol.change_record(
                 self._filesystem,
@@ -138,7 +137,6 @@ class CheckpointStore:
         """
         if fingerprint is not None:
             check_fingerprint(fingerprint)
-
         _, record, decision = self._drive(
             _protocol.change_record(
                 self._filesystem, workflow_id, lambda found: opened(found, workflow_id, fingerprint)
@@ -178,7 +176,7 @@ class CheckpointStore:
             page = self._drive(steps)
             for folder in page.items:
                 workflow_id = decode_name(folder)
-                # A sorted list is in the order of the keys, in which a slash follows the folder.
+                # S3 sorts whole keys, so the slash that follows a folder takes part in the order.
                 if workflow_id is not None and (distinct is None or distinct.is_new(f"{folder}/")):
                     yield workflow_id
             more, is_last = page.more, page.more is None

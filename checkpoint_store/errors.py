@@ -150,29 +150,33 @@ _REMEDIES = {
 }
 
 
-class storage_errors:  # noqa: N801 - a context manager, and a third of the time of a generator
-    """Turns what a filesystem raises within the block into a `StorageError` about `subject`.
+def storage_error(subject: object, error: BaseException) -> BaseException:
+    """What a filesystem has raised, as a `StorageError` about `subject` whose cause it is.
 
-    With `missing_passes`, a `FileNotFoundError` is left as it is: the filesystems of this package
-    raise it for a missing key and for nothing else.
+    An error of this package is returned as it is, and so is an interrupt.
     """
+    if not isinstance(error, Exception) or isinstance(error, CheckpointStoreError):
+        return error
+    number = error.errno if isinstance(error, OSError) else None
+    detail = str(error) or type(error).__name__
+    remedy = _REMEDIES.get(number or 0)
+    message = f"{subject}: {detail}"
+    explained = StorageError(f"{message}: {remedy}" if remedy else message, errno=number)
+    explained.__cause__ = error
+    return explained
 
-    __slots__ = ("_missing_passes", "_subject")
 
-    def __init__(self, subject: object, *, missing_passes: bool = False) -> None:
+class storage_errors:  # noqa: N801 - a context manager, and a third of the time of a generator
+    """Raises what a filesystem raises within the block as a `StorageError` about `subject`."""
+
+    __slots__ = ("_subject",)
+
+    def __init__(self, subject: object) -> None:
         self._subject = subject
-        self._missing_passes = missing_passes
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if not isinstance(error, Exception) or isinstance(error, CheckpointStoreError):
-            return
-        if self._missing_passes and isinstance(error, FileNotFoundError):
-            return
-        number = error.errno if isinstance(error, OSError) else None
-        detail = str(error) or type(error).__name__
-        remedy = _REMEDIES.get(number or 0)
-        message = f"{self._subject}: {detail}"
-        raise StorageError(f"{message}: {remedy}" if remedy else message, errno=number) from error
+        if error is not None and (explained := storage_error(self._subject, error)) is not error:
+            raise explained

@@ -234,13 +234,6 @@ def test_whatever_a_filesystem_raises_is_a_storage_error_about_its_subject(
     assert not str(caught.value).endswith(": ")
 
 
-def test_a_missing_key_passes_only_where_the_caller_asks_for_it() -> None:
-    with pytest.raises(FileNotFoundError), storage_errors("it", missing_passes=True):
-        raise FileNotFoundError("gone")
-    with pytest.raises(StorageError), storage_errors("it", missing_passes=True):
-        raise NotADirectoryError("a file is in the way")
-
-
 def test_an_error_of_ours_passes_unchanged(error: CheckpointStoreError) -> None:
     with pytest.raises(type(error)) as caught, storage_errors("it"):
         raise error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import array
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -181,7 +180,7 @@ def test_a_record_that_keeps_changing_is_contention(
 
     def lose(key: str, old: Any, _: bytes) -> bool:
         tries.append(1)
-        record = replace(decode_record(old.data, "wf"), nonce=str(len(tries)))
+        record = decode_record(old.data, "wf")._replace(nonce=str(len(tries)))
         swap(key, old, encode_record(record))
         return False
 

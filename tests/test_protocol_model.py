@@ -21,7 +21,7 @@ from checkpoint_store import (
 )
 from checkpoint_store._filesystems.base import Entry, Filesystem, Page
 from checkpoint_store._frame import Header, decode_frame, encode_frame
-from checkpoint_store._steps import call, drive, gather, list_all
+from checkpoint_store._steps import Call, call, drive, gather, list_all
 
 from .harness import protocol_model as model
 from .harness import protocol_steps
@@ -177,10 +177,10 @@ def test_side_by_side_is_one_after_another() -> None:
         return (yield from gather([one("a"), one("b")]))
 
     steps = calls(both())
-    assert next(steps) == ("a", "contains", ("a",))
-    assert steps.send("yes") == ("a", "delete", (["a"],))
-    assert steps.throw(OSError()) == ("b", "contains", ("b",))
-    assert steps.send("yes") == ("b", "delete", (["b"],))
+    assert next(steps) == Call("a", "contains", ("a",))
+    assert steps.send("yes") == Call("a", "delete", (["a"],))
+    assert steps.throw(OSError()) == Call("b", "contains", ("b",))
+    assert steps.send("yes") == Call("b", "delete", (["b"],))
     with pytest.raises(StopIteration) as stopped:
         steps.send({})
     assert stopped.value.value == ["no a", "b"]

@@ -76,6 +76,19 @@ def test_an_error_of_the_storage_names_its_subject_and_a_missing_key_is_its_own_
 
 
 @drivers
+def test_a_file_that_is_missing_where_none_is_read_is_an_error_of_the_storage(
+    driver: Driver, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Any:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    for name in ("write", "awrite"):
+        monkeypatch.setattr(store._filesystem, name, fail, raising=False)
+    with pytest.raises(StorageError, match="the subject: "):
+        driver(store._filesystem, call("the subject", Filesystem.write, "wf/x", [b""]))
+
+
+@drivers
 def test_steps_may_handle_what_a_request_raises(driver: Driver, store: CheckpointStore) -> None:
     def steps() -> Steps[str]:
         try:

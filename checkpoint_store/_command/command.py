@@ -161,7 +161,7 @@ def _examine(url: str | None, options: dict[str, Any], report: Report) -> int:
     place = f"{base.removesuffix('/')}/checkpoint-store-check-{secrets.token_hex(8)}"
     filesystem = connect(place, options)
     place = filesystem.url
-    with suppress(FileNotFoundError), storage_errors(base, missing_passes=True):
+    with storage_errors(base), suppress(FileNotFoundError):
         filesystem.read_small("missing/missing")
 
     try:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .urls import URL
 
 SMALL_BYTES = 64 * 1024 + 1
-"""As many bytes `read_small` reads at most: one more than a record may have."""
+"""The most bytes that `read_small` reads. It is one more than a record may have, so that a larger
+one is noticed."""
 
 HEAD_BYTES = 64 * 1024
 """As many bytes of a file are read before the caller is asked whether it wants the rest."""

@@ -49,9 +49,8 @@ from .urls import URL, refuse_options
 if sys.platform != "win32":
     import fcntl
 
-_WHOLE_BYTES = (
-    1024 * 1024
-)  # From a larger file, slices are read, which saves a copy of the payload.
+# From a larger file, slices are read, which saves a copy of the payload.
+_WHOLE_BYTES = 1024 * 1024
 _TRIES = 10
 
 _T = TypeVar("_T")
@@ -232,6 +231,7 @@ class LocalFilesystem(Filesystem):
             if os.path.isdir(path) and not os.path.islink(path):
                 for file in files_in(path):
                     yield f".tmp/{name}/{file.name}"
+                # Here an empty folder goes. Any other goes with the last of its files, in `delete`.
                 with suppress(OSError):
                     os.rmdir(path)
             else:
@@ -308,7 +308,7 @@ class LocalFilesystem(Filesystem):
     def publish(
         self, temporary: str, key: str, place: Callable[[str, str], None], *, locked: bool
     ) -> None:
-        """Has `place` put a complete temporary file in its place; it is `os.replace` or `link`."""
+        """Moves a complete temporary file to its key with `place`, and syncs the folder."""
         folder = key.partition("/")[0]
         if self._folds_case and not locked:
             return self._locked(folder, lambda: self.publish(temporary, key, place, locked=True))
@@ -400,9 +400,8 @@ class _LocalUpload(Upload):
 
     def _discard(self) -> None:
         self._close()
-        with suppress(
-            OSError
-        ):  # It may never have been made, and a file that stays is swept later.
+        # The file may never have been made. One that stays is swept later.
+        with suppress(OSError):
             os.unlink(self._path)
 
     def _close(self) -> None:

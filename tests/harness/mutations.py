@@ -46,7 +46,7 @@ DETACH = "    yield from call(about, Filesystem.detach, _folder(workflow_id), RE
 
 MUTATIONS = {
     "a lost reply is not recognised by its nonce": one(
-        PROTOCOL, "found.nonce in sent", "found.nonce in ()", CRASHES, "reply_was_lost"
+        PROTOCOL, "sent.get(found.nonce)", "{}.get(found.nonce)", CRASHES, "reply_was_lost"
     ),
     "a reset keeps its token": one(
         RECORD,
