@@ -168,7 +168,7 @@ class Run:
 
     def _header(self, task: str, token: str | None = None) -> Header:
         encode_name(task, "task name")
-        return Header(self.workflow_id, task, token or self.token, inputs=self.fingerprint)
+        return Header(self.workflow_id, task, token or self.token, self.fingerprint)
 
     def _generations(self, task: str) -> list[Header]:
         own = self._header(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,11 +20,10 @@ READ = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BI
 
 def read_bytes(descriptor: int, size: int) -> bytes:
     """Reads `size` bytes, or fewer if the file ends before."""
-    chunks = []
-    while size > 0 and (chunk := os.read(descriptor, size)):
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)
+    data = os.read(descriptor, size)
+    while 0 < len(data) < size and (more := os.read(descriptor, size - len(data))):
+        data += more
+    return data
 
 
 def temporary_name(folder: str) -> str:
@@ -51,7 +51,11 @@ def link(temporary: str, path: str) -> None:
 
 
 def refuse_link(path: str) -> None:
-    if os.path.islink(path):
+    try:
+        is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        return  # There is nothing, or nothing that can be looked at: who opens it is told so.
+    if is_link:
         raise OSError(f"{path} is a symbolic link, which is not followed: replace it by a folder")
 
 
