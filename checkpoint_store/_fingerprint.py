@@ -38,9 +38,9 @@ from ._fingerprint_objects import (
     slots,
     static,
 )
+from ._fingerprint_refusal import RefusedError, step_of
 from ._fingerprint_scalars import AS_IS, BIG, SCALARS, SMALL
 from ._modules import importable_name, type_name
-from ._refusal import RefusedError, step_of
 from .errors import FingerprintError
 
 PREFIX = "fp1:sha256:"

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
-from ._refusal import RefusedError, step_of
+from ._fingerprint_refusal import RefusedError, step_of
 
 CHUNK_BYTES = 1 << 20
 

@@ -13,8 +13,8 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from ._fingerprint_refusal import RefusedError
 from ._modules import type_name
-from ._refusal import RefusedError
 
 BIG = 1 << 64
 SMALL = -BIG

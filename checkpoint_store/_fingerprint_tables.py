@@ -38,7 +38,7 @@ from importlib import import_module
 from types import NoneType
 from typing import Any
 
-from ._refusal import RefusedError, step_of
+from ._fingerprint_refusal import RefusedError, step_of
 
 _Rule = Callable[[Any, Any, int], Any]
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import checkpoint_store
-from checkpoint_store import _fingerprint, _fingerprint_tables, _refusal
+from checkpoint_store import _fingerprint, _fingerprint_refusal, _fingerprint_tables
 from checkpoint_store._fingerprint import fingerprint, register
 from checkpoint_store.errors import FingerprintError
 
@@ -437,7 +437,7 @@ def test_a_zone_with_neither_a_name_nor_one_offset_is_refused() -> None:
         def utcoffset(self, moment: object) -> Any:
             return moment
 
-    with pytest.raises(_refusal.RefusedError, match="time zone of type Nameless"):
+    with pytest.raises(_fingerprint_refusal.RefusedError, match="time zone of type Nameless"):
         _fingerprint_tables._zone(Nameless())
 
 

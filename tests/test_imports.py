@@ -17,8 +17,8 @@ import checkpoint_store
 PACKAGE = Path(checkpoint_store.__file__).parent
 
 PURE = {"errors", "_changes", "_handling", "_json", "_modules", "_names", "_policy", "_record"} | {
-    *("_refusal", "_fingerprint", "_progress"),
-    *(f"_fingerprint_{name}" for name in ("numpy", "objects", "scalars", "tables")),
+    *("_fingerprint", "_progress"),
+    *(f"_fingerprint_{name}" for name in ("numpy", "objects", "refusal", "scalars", "tables")),
 }
 BASE, URLS = "_filesystems.base", "_filesystems.urls"
 BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic", "conditional")}
@@ -36,13 +36,13 @@ ALLOWED: dict[str, set[str]] = {
     "_progress": set(),
     "_json": {"errors"},
     "_names": {"errors"},
-    "_refusal": {"errors"},
-    "_fingerprint_numpy": {"_refusal"},
+    "_fingerprint_refusal": {"errors"},
+    "_fingerprint_numpy": {"_fingerprint_refusal"},
     "_fingerprint_objects": set(),
-    "_fingerprint_scalars": {"_modules", "_refusal"},
-    "_fingerprint_tables": {"_refusal"},
-    "_fingerprint": {"errors", "_modules", "_refusal"}
-    | {f"_fingerprint_{name}" for name in ("numpy", "objects", "scalars", "tables")},
+    "_fingerprint_scalars": {"_modules", "_fingerprint_refusal"},
+    "_fingerprint_tables": {"_fingerprint_refusal"},
+    "_fingerprint": {"errors", "_modules"}
+    | {f"_fingerprint_{name}" for name in ("numpy", "objects", "refusal", "scalars", "tables")},
     "_record": {"errors", "_json", "_names"},
     "_policy": {"errors", "_changes", "_record"},
     # Bytes under keys, and nothing about workflows.
