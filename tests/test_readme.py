@@ -17,8 +17,9 @@ import checkpoint_store
 from checkpoint_store import CheckpointStore, Decision, Run, _fingerprint, _frame, _names, _record
 from checkpoint_store._filesystems.locks import lock_name
 
+from .harness import ROOT
+
 PACKAGE = Path(checkpoint_store.__file__).parent
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 BENCHMARKS = ROOT / "benchmarks" / "README.md"

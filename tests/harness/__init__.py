@@ -5,8 +5,12 @@ other. So whatever is checked stands in one place, and whatever it is checked wi
 """
 
 import pkgutil
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
+"""The folder that has `tests` in it: of a checkout, or of a copy that is tested elsewhere."""
 
 # The assertions here explain themselves, as those of the tests do.
 pytest.register_assert_rewrite(

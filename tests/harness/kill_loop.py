@@ -66,12 +66,10 @@ from checkpoint_store import (
 )
 from checkpoint_store._filesystems.locks import lock_name
 
-from . import servers
+from . import ROOT, servers
 from .backends import RECORD, SIBLINGS, Backend, LocalBackend, MinistackBackend, S3Backend
 
 T = TypeVar("T")
-
-ROOT = Path(__file__).parents[2]
 
 WORKFLOWS = {"wf": "wf", "wf-1": "wf-1"}
 """Those that are worked on, with their folders; the other siblings stand by."""

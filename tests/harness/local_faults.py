@@ -32,6 +32,7 @@ import pytest
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Run, resume
 from checkpoint_store._filesystems import base, locks
 
+from . import ROOT
 from .operations import (
     NEW,
     OLD,
@@ -146,7 +147,7 @@ class Forker:
         self._errors = errors
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", f"import {__name__} as it; it.main()"],
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

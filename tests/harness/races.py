@@ -47,7 +47,7 @@ from checkpoint_store._record import Record, new_record
 from checkpoint_store._steps import drive
 from checkpoint_store.errors import CorruptRecordError
 
-from . import servers
+from . import ROOT, servers
 from .backends import LocalBackend, MinistackBackend
 
 PROCESSES = 8
@@ -456,7 +456,7 @@ def storage(url: str) -> Iterator[CheckpointStore]:
         yield stack.enter_context(store)
 
 
-CACHE = Path(__file__).parents[2] / ".pytest_cache/d/ministack"
+CACHE = ROOT / ".pytest_cache/d/ministack"
 """Where pytest keeps it."""
 
 
