@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections import Counter, OrderedDict, defaultdict
@@ -20,29 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_store import _fingerprint
-from checkpoint_store._fingerprint import MAX_DEPTH, combine, fingerprint, input_digests
+from checkpoint_store._fingerprint import combine, fingerprint, input_digests
 from checkpoint_store.errors import FingerprintError
 
+from ..harness.fingerprints import NAIVE, chain, sha, text
+
 NAN = float("nan")
-NAIVE = datetime(2024, 1, 1)  # noqa: DTZ001
-
-
-def text(value: object) -> str:
-    return _fingerprint._text(_fingerprint._Walk().tree(value, MAX_DEPTH))
-
-
-def refusal(value: object) -> FingerprintError:
-    with pytest.raises(FingerprintError) as caught:
-        fingerprint(value)
-    return caught.value
-
-
-def chain(step: Any, value: object, times: int) -> Any:
-    for _ in range(times):
-        value = step(value)
-    return value
-
 
 # Copied from the document of the format, with digests that sha256sum has made of the texts.
 GOLDEN: list[tuple[object, str, str]] = [
@@ -265,7 +247,7 @@ def test_a_value_has_this_text_and_digest_for_ever(
 ) -> None:
     assert expected == text(value)
     assert expected_digest == input_digests({"value": value})["value"]
-    assert expected_digest == hashlib.sha256(expected.encode("ascii")).hexdigest()
+    assert expected_digest == sha(expected.encode("ascii"))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +282,7 @@ def test_the_fingerprint_can_be_recomputed_from_the_digests() -> None:
     digests = input_digests(inputs)
     assert set(inputs) == set(digests)
     assert fingerprint(inputs) == combine(digests)
-    assert "fp1:sha256:" + hashlib.sha256(text(digests).encode()).hexdigest() == combine(digests)
+    assert "fp1:sha256:" + sha(text(digests).encode()) == combine(digests)
 
 
 @pytest.mark.parametrize(

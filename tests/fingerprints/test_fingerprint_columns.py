@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from checkpoint_store import _fingerprint_tables
 
-from ..harness.tables import column_of, expected, sha, value_of
+from ..harness.fingerprints import sha
+from ..harness.tables import column_of, expected, value_of
 
 DAY = 19_723  # 2024-01-01
 SECOND = 86_400 * DAY

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import types
-from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import pytest
 
 from checkpoint_store import _fingerprint, _fingerprint_numpy
-from checkpoint_store._fingerprint import MAX_DEPTH, fingerprint
-from checkpoint_store.errors import FingerprintError
 
-
-def tree(value: object) -> Any:
-    return json.loads(text(value))
-
-
-def text(value: object) -> str:
-    return _fingerprint._text(_fingerprint._Walk().tree(value, MAX_DEPTH))
-
-
-def refusal(value: object) -> FingerprintError:
-    with pytest.raises(FingerprintError) as caught:
-        fingerprint({"v": value})
-    return caught.value
-
-
-@dataclass(slots=True)
-class Slotted:
-    x: object = 0
-
-
-# numpy
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+from ..harness.fingerprints import Slotted, refusal_of, sha, text, tree
 
 
 @pytest.mark.parametrize(
@@ -111,10 +82,10 @@ def test_an_object_array_is_walked_item_by_item() -> None:
     assert tree(array) == {"!ndobject": [[2, 2], [1, "a", None, {"!set": [2]}]]}
     assert text(array) == text(numpy.asfortranarray(array))
     array[1, 0] = object()
-    assert refusal(array).path == "inputs['v'].flat[2]"
+    assert refusal_of(array).path == "inputs['v'].flat[2]"
     assert tree(array[:0]) == {"!ndobject": [[0, 2], []]}
     array[1, 0] = array
-    assert refusal(array).reason == "it contains itself"
+    assert refusal_of(array).reason == "it contains itself"
     array[1, 0] = None
 
 
@@ -132,7 +103,7 @@ def test_a_structured_array_is_its_fields_without_padding() -> None:
     assert {"!ndarray": ["<i2", [3], sha(b"\1\0" * 3)]} == fields[0][1]
     assert fields[1][1]["!ndfields"][1][1][1]["!ndarray"][1] == [3, 2]
     objects = numpy.array([(1, object())], [("a", "i4"), ("o", "O")])
-    assert refusal(objects).path == "inputs['v']['o'].flat[0]"
+    assert refusal_of(objects).path == "inputs['v']['o'].flat[0]"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +150,7 @@ class OwnArray(numpy.ndarray[Any, Any]):
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_like_numpy_but_more_is_refused(value: object) -> None:
-    assert refusal(value).reason.startswith("unsupported type ")
+    assert refusal_of(value).reason.startswith("unsupported type ")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +167,7 @@ def test_what_is_like_numpy_but_more_is_refused(value: object) -> None:
     ids=repr,
 )
 def test_a_dtype_that_means_another_thing_elsewhere_is_refused(value: object) -> None:
-    assert refusal(value).reason.startswith("unsupported numpy dtype ")
+    assert refusal_of(value).reason.startswith("unsupported numpy dtype ")
 
 
 def test_a_numpy_that_is_still_being_imported_is_no_obstacle(
@@ -205,4 +176,4 @@ def test_a_numpy_that_is_still_being_imported_is_no_obstacle(
     monkeypatch.setitem(_fingerprint_numpy.sys.modules, "numpy", types.ModuleType("numpy"))
     _fingerprint._rule_of.cache_clear()
     assert text(Slotted(1))
-    assert refusal(object()).reason == "unsupported type object"
+    assert refusal_of(object()).reason == "unsupported type object"

@@ -14,25 +14,10 @@ import numpy
 import pytest
 
 from checkpoint_store import _fingerprint
-from checkpoint_store._fingerprint import MAX_DEPTH, fingerprint
+from checkpoint_store._fingerprint import fingerprint
 from checkpoint_store.errors import FingerprintError
 
-
-def text(value: object) -> str:
-    return _fingerprint._text(_fingerprint._Walk().tree(value, MAX_DEPTH))
-
-
-def refusal(value: object) -> FingerprintError:
-    with pytest.raises(FingerprintError) as caught:
-        fingerprint(value)
-    return caught.value
-
-
-def chain(step: Any, value: object, times: int) -> Any:
-    for _ in range(times):
-        value = step(value)
-    return value
-
+from ..harness.fingerprints import chain, refusal, text
 
 # Refusals: where, why, and what to do
 

@@ -24,7 +24,8 @@ from checkpoint_store import _fingerprint, _fingerprint_tables, _refusal
 from checkpoint_store._fingerprint import fingerprint, register
 from checkpoint_store.errors import FingerprintError
 
-from ..harness.tables import LIBRARIES, refusal, sha, tree, value_of
+from ..harness.fingerprints import refusal_of, sha, text
+from ..harness.tables import LIBRARIES, value_of
 
 # Whole values
 
@@ -255,9 +256,9 @@ def test_a_value_has_this_text_and_digest_for_ever(
     expected_tree: object, expected_digest: str, expression: str
 ) -> None:
     value = value_of(expression)
-    text = json.dumps(expected_tree, sort_keys=True, separators=(",", ":"))
-    assert text == _fingerprint._text(tree(value))
-    assert expected_digest == sha(text.encode())
+    expected = json.dumps(expected_tree, sort_keys=True, separators=(",", ":"))
+    assert expected == text(value)
+    assert expected_digest == sha(expected.encode())
     assert {"inputs": expected_digest} == _fingerprint.input_digests(value)
 
 
@@ -425,7 +426,7 @@ class OwnZone(tzinfo):
 def test_what_has_no_rule_is_refused_where_it_stands(
     expression: str, path: str, reason: str
 ) -> None:
-    error = refusal(value_of(expression, Unknown=Unknown, OwnZone=OwnZone))
+    error = refusal_of(value_of(expression, Unknown=Unknown, OwnZone=OwnZone))
     assert "inputs['v']" + path == error.path
     assert reason in str(error.reason)
 
@@ -447,7 +448,7 @@ def test_a_subclass_of_a_table_is_refused() -> None:
     class Frame(pandas.DataFrame):
         pass
 
-    assert refusal(Frame({"a": [1]})).reason == (
+    assert refusal_of(Frame({"a": [1]})).reason == (
         f"unsupported type {__name__}.{Frame.__qualname__}"
     )
 
@@ -463,7 +464,7 @@ def test_a_column_type_of_somebody_else_is_refused() -> None:
     for register_it in (lambda *_: None, polars.register_extension_type):
         register_it("acme.length", Length)
         series = polars.Series("a", [1]).ext.to(Length("acme.length", polars.Int64))
-        assert refusal(series.to_frame()).path == "inputs['v']['a']"
+        assert refusal_of(series.to_frame()).path == "inputs['v']['a']"
     polars.unregister_extension_type("acme.length")
 
 
@@ -472,14 +473,14 @@ def test_a_column_of_pandas_with_a_type_of_somebody_else_is_refused() -> None:
     dtype = type("Int64Dtype", (pandas.Int64Dtype,), {"__module__": "acme", "name": "Metre"})
     metres = type("Metres", (pandas.arrays.IntegerArray,), {"dtype": dtype()})
     series = pandas.Series(metres(numpy.array([1]), numpy.array([True])))
-    error = refusal(series.to_frame("a"))
+    error = refusal_of(series.to_frame("a"))
     assert (error.path, error.reason) == ("inputs['v']['a']", "unsupported column type Metre")
 
 
 def test_memory_of_an_unknown_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     polars = pytest.importorskip("polars")
     monkeypatch.delitem(_fingerprint_tables._CODES, "int64")
-    assert refusal(polars.DataFrame({"a": [1]})).reason == "unsupported column type Int64"
+    assert refusal_of(polars.DataFrame({"a": [1]})).reason == "unsupported column type Int64"
 
 
 def test_what_a_library_raises_is_the_cause_and_has_a_place(
@@ -487,7 +488,7 @@ def test_what_a_library_raises_is_the_cause_and_has_a_place(
 ) -> None:
     polars = pytest.importorskip("polars")
     monkeypatch.setattr(polars.Series, "null_count", lambda _: 1 / 0)
-    error = refusal(polars.DataFrame({"a": [1]}))
+    error = refusal_of(polars.DataFrame({"a": [1]}))
     assert (error.path, error.reason) == ("inputs['v']['a']", "reading it raised ZeroDivisionError")
     assert isinstance(error.__cause__, ZeroDivisionError)
 
@@ -495,7 +496,8 @@ def test_what_a_library_raises_is_the_cause_and_has_a_place(
 def test_objects_within_a_column_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
     pandas = pytest.importorskip("pandas")
     monkeypatch.setattr(_fingerprint, "MAX_WORK", 1000)
-    assert refusal(pandas.Series([None] * 1001, dtype=object)).reason.startswith("too many values")
+    too_many = pandas.Series([None] * 1001, dtype=object)
+    assert refusal_of(too_many).reason.startswith("too many values")
     fingerprint(pandas.Series(range(1001)))
 
 
@@ -503,7 +505,7 @@ def test_a_cycle_through_a_column_is_reported() -> None:
     pandas = pytest.importorskip("pandas")
     series = pandas.Series([None, 1], dtype=object)
     series.iloc[0] = [series]
-    error = refusal(series)
+    error = refusal_of(series)
     series.iloc[0] = None
     assert (error.path, error.reason) == ("inputs['v'].iloc[0][0]", "it contains itself")
 
@@ -559,4 +561,4 @@ def test_a_library_that_is_still_being_imported_is_no_obstacle(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, types.ModuleType(library))
     kind = type("Half", (), {"__module__": f"{library}.core"})
-    assert refusal(kind()).reason == f"unsupported type {library}.core.Half"
+    assert refusal_of(kind()).reason == f"unsupported type {library}.core.Half"
