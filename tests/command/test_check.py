@@ -31,9 +31,9 @@ from checkpoint_store._filesystems.local import LocalFilesystem
 
 from ..harness.buckets import Bucket
 from ..harness.command import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, s3_arguments
+from ..harness.s3 import on_ministack
 from ..harness.servers import Proxy, Request, Response, error
 
-ministack = pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
 NEED_A_RECORD = UNCONDITIONAL - {"durable publish"}
 THEIRS = set(range(_races.THREADS // 2, _races.THREADS))
 """The contestants in the second process."""
@@ -56,7 +56,7 @@ def findings(place: Path | str, **arguments: Any) -> dict[str, Finding]:
 # A row that fails, or a demonstration, stops no other
 
 
-@ministack
+@on_ministack
 def test_a_server_that_rejects_conditions_has_a_line_for_each_promise(
     bucket: Bucket, proxy: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +83,7 @@ def test_a_server_that_rejects_conditions_has_a_line_for_each_promise(
     assert bucket.keys() == []
 
 
-@ministack
+@on_ministack
 def test_a_bucket_that_takes_conditional_writes_alone_is_examined(
     bucket: Bucket, proxy: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_bucket_that_takes_conditional_writes_alone_is_examined(
     assert bucket.keys() == []
 
 
-@ministack
+@on_ministack
 def test_a_bucket_that_takes_no_write_at_all_is_unreachable(
     bucket: Bucket, proxy: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,7 +214,7 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
     assert done.stdout.count(" 8 threads in 2 processes: ") == 3
 
 
-@ministack
+@on_ministack
 def test_each_contestant_on_s3_has_a_connection_of_its_own(bucket: Bucket, proxy: Proxy) -> None:
     with Team(f"s3://{bucket.name}/root", bucket.options(proxy.endpoint), second=True) as team:
         team.gather()
@@ -351,7 +351,7 @@ def test_what_goes_wrong_in_a_race_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 # Within its time
 
 
-@ministack
+@on_ministack
 def test_a_slow_server_is_asked_for_fewer_rounds(
     bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

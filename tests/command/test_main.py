@@ -25,6 +25,7 @@ from checkpoint_store._filesystems.base import Page
 
 from ..harness.buckets import Bucket
 from ..harness.command import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, rows, s3_arguments
+from ..harness.s3 import on_ministack, on_moto
 from ..harness.servers import Proxy, Request, Response, error
 
 NOT_TRIED = {"durable publish"}
@@ -153,7 +154,7 @@ def test_a_missing_local_folder_is_made_and_removed_again(tmp_path: Path) -> Non
     assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
 
-@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
+@on_ministack
 def test_s3_keeps_every_promise(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.put("deep/prefix/mine", b"mine")
     for name, value in {
@@ -176,7 +177,7 @@ def test_s3_keeps_every_promise(bucket: Bucket, monkeypatch: pytest.MonkeyPatch)
     assert bucket.keys() == ["deep/prefix/mine"]
 
 
-@pytest.mark.parametrize("s3_server", ["moto"], indirect=True)
+@on_moto
 def test_moto_keeps_every_promise_but_for_its_races(
     bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +189,7 @@ def test_moto_keeps_every_promise_but_for_its_races(
     assert bucket.keys() == []
 
 
-@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
+@on_ministack
 @pytest.mark.parametrize(
     ("ignored", "broken"),
     [
@@ -221,7 +222,7 @@ def test_a_server_that_ignores_conditions_is_caught(
     assert bucket.keys() == []
 
 
-@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
+@on_ministack
 def test_what_cannot_be_removed_is_named(
     bucket: Bucket, proxy: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -641,7 +642,7 @@ def test_a_name_cannot_pass_for_output(tmp_path: Path, capsys: pytest.CaptureFix
     assert output.count(r"a\x1b[31m\n  ok  b  c\u202e/checkpoint-store-check-") == 2
 
 
-@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
+@on_ministack
 def test_a_message_of_a_server_stays_within_its_line(
     bucket: Bucket, proxy: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from checkpoint_store._filesystems import memory
 
 from ..harness.buckets import Bucket
 from ..harness.command import CANARY, marks, rows, s3_arguments
+from ..harness.s3 import on_ministack
 from ..harness.servers import Proxy, Request, Response, error
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes as on POSIX")
@@ -98,7 +99,7 @@ def test_json_says_what_is_printed(
     assert found["exit_status"] == status
 
 
-@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
+@on_ministack
 def test_no_credential_is_in_the_json(
     bucket: Bucket, proxy: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:

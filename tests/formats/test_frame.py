@@ -32,11 +32,11 @@ from checkpoint_store.errors import (
     UnsupportedFormatError,
 )
 
+from ..harness import MIB
 from ..harness.frames import (
     DATA,
     HEAD,
     HEADER,
-    MIB,
     PAYLOAD,
     Decode,
     FakeSource,
@@ -53,7 +53,7 @@ from ..harness.frames import (
     ways,
     writer_to,
 )
-from ..harness.memory import measured
+from ..harness.memory import at_most
 
 HEAVY = os.environ.get("CHECKPOINT_STORE_HEAVY") == "1"
 
@@ -434,7 +434,7 @@ class Sink(FakeUpload):
 
 
 def test_reading_a_stream_of_64_mib_takes_less_than_16() -> None:
-    with measured(16 * MIB), io.BufferedReader(reader_from(Generated(64 * MIB)), MIB) as reader:
+    with at_most(16 * MIB), io.BufferedReader(reader_from(Generated(64 * MIB)), MIB) as reader:
         assert sum(map(len, iter(lambda: reader.read(MIB), b""))) == 64 * MIB
 
 
@@ -445,7 +445,7 @@ def reader_from(source: FakeSource) -> FrameReader:
 def test_writing_a_stream_of_64_mib_takes_less_than_16() -> None:
     block = b"x" * MIB
     sink = Sink()
-    with measured(16 * MIB), writer_to(sink) as writer:
+    with at_most(16 * MIB), writer_to(sink) as writer:
         for _ in range(64):
             writer.write(block)
     assert sink.published is not None
@@ -454,13 +454,13 @@ def test_writing_a_stream_of_64_mib_takes_less_than_16() -> None:
 
 def test_decoding_64_mib_makes_one_copy() -> None:
     data = sealed(HEAD, b"x" * (64 * MIB))
-    with measured(80 * MIB):
+    with at_most(80 * MIB):
         assert len(decode_whole(data)) == 64 * MIB
 
 
 def test_encoding_64_mib_makes_no_copy() -> None:
     payload = bytes(64 * MIB)
-    with measured(MIB):
+    with at_most(MIB):
         encode_frame(HEADER, payload)
 
 

@@ -20,11 +20,11 @@ from checkpoint_store import _frame
 from checkpoint_store._frame import TRAILER_BYTES, FrameReader
 from checkpoint_store.errors import CheckpointStoreError, CorruptCheckpointError, StorageError
 
+from ..harness import MIB
 from ..harness.frames import (
     DATA,
     HEAD,
     HEADER,
-    MIB,
     PAYLOAD,
     FakeSource,
     FakeUpload,

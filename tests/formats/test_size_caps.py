@@ -30,16 +30,17 @@ from checkpoint_store import (
 from checkpoint_store._filesystems.locks import lock_name
 from checkpoint_store._frame import Header, encode_header
 
-from ..harness import backends
+from ..harness import MIB, backends
 from ..harness.backends import RECORD, GenericBackend, LocalBackend, make_backend
 from ..harness.buckets import Bucket
 from ..harness.faults import Kind, kind_of
-from ..harness.memory import measured
+from ..harness.memory import at_most
+from ..harness.s3 import open_store
 from ..harness.servers import Proxy, Request, Response
 
 pytestmark = pytest.mark.slow
 
-KIB, MIB, TIB = 1024, 1024**2, 1024**4
+KIB, TIB = 1024, 1024**4
 RECORD_CAP, HEADER_CAP = 64 * KIB, 16 * KIB
 CHUNK = MIB
 """A stream is read in chunks of so much, the first of which has the header."""
@@ -68,7 +69,7 @@ def bytes_read() -> int:
 @contextmanager
 def reading_at_most(limit: int) -> Iterator[None]:
     before = bytes_read()
-    with measured(limit + SLACK):
+    with at_most(limit + SLACK):
         yield
     assert bytes_read() - before <= limit + SLACK
 
@@ -287,8 +288,7 @@ def proxy(bucket: Bucket) -> Iterator[EndlessProxy]:
 
 @pytest.fixture
 def run(bucket: Bucket, proxy: EndlessProxy) -> Iterator[Run]:
-    options = bucket.options(proxy.endpoint)
-    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
+    with open_store(bucket, proxy.endpoint) as store:
         run = resume(store, "wf", INPUTS, on_input_change="raise")
         run.dump("task", 1)
         yield run
@@ -304,7 +304,7 @@ def answer(proxy: EndlessProxy, kind: Kind, head: bytes, length: int | None) -> 
 @lengths
 def test_an_endless_record_is_corrupt(run: Run, proxy: EndlessProxy, length: int | None) -> None:
     answer(proxy, Kind.READ_RECORD, b"{\n", length)
-    with measured(IN_FLIGHT), pytest.raises(CorruptRecordError):
+    with at_most(IN_FLIGHT), pytest.raises(CorruptRecordError):
         run.is_current()
     assert 0 < proxy.sent <= RECORD_CAP + IN_FLIGHT
 
@@ -314,7 +314,7 @@ def test_whether_there_is_a_checkpoint_is_known_without_reading_it(
     run: Run, proxy: EndlessProxy, length: int | None
 ) -> None:
     answer(proxy, Kind.READ, b"{\n", length)
-    with measured(IN_FLIGHT):
+    with at_most(IN_FLIGHT):
         assert "task" in run
     assert 0 < proxy.sent <= IN_FLIGHT
 
@@ -323,7 +323,7 @@ def check_without_header(
     run: Run, proxy: EndlessProxy, length: int | None, read: Callable[[Run], object]
 ) -> None:
     answer(proxy, Kind.READ, b"{", length)
-    with measured(IN_FLIGHT), pytest.raises(CorruptCheckpointError):
+    with at_most(IN_FLIGHT), pytest.raises(CorruptCheckpointError):
         read(run)
     assert 0 < proxy.sent <= CHUNK + IN_FLIGHT
 
@@ -345,6 +345,6 @@ def test_an_endless_checkpoint_without_a_header_is_corrupt(
 
 def test_an_endless_payload_is_streamed_in_bounded_memory(run: Run, proxy: EndlessProxy) -> None:
     answer(proxy, Kind.READ, encode_header(Header("wf", "task", run.token)), None)
-    with measured(16 * MIB), run.open("task") as stream:
+    with at_most(16 * MIB), run.open("task") as stream:
         assert sum(len(stream.read(MIB)) for _ in range(32)) == 32 * MIB
     assert proxy.sent <= 33 * MIB + IN_FLIGHT

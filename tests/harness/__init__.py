@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 """The folder that has `tests` in it: of a checkout, or of a copy that is tested elsewhere."""
 
+MIB = 1024**2
+
 # The assertions here explain themselves, as those of the tests do.
 pytest.register_assert_rewrite(
     *(f"{__name__}.{each.name}" for each in pkgutil.iter_modules(__path__))

@@ -12,19 +12,18 @@ import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-import boto3
 import fsspec
 import pytest
-from botocore.config import Config
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from checkpoint_store import CheckpointStore
+
+from .buckets import Bucket, s3_client
 
 KINDS = ("memory", "local", "moto", "ministack", "generic")
 """Those that every promise is tested on."""
@@ -214,30 +213,26 @@ class S3Backend(Backend):
         }
         self.client = s3_client(endpoint)
         self.bucket = f"contract-{os.getpid()}-{next(_numbers)}"
+        self._seen = Bucket(endpoint, self.bucket, self.client)
         self.client.create_bucket(Bucket=self.bucket)
         self.client.put_object(Bucket=self.bucket, Key="some/root1/beside", Body=b"beside")
         self.url = f"s3://{self.bucket}/some/root"
 
     def keys(self) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return self._seen.keys()
 
     def everything(self) -> dict[str, bytes]:
-        return {
-            key: self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-            for key in self.keys()
-        }
+        return {key: self._seen.get(key) for key in self.keys()}
 
     def put(self, key: str, data: bytes) -> None:
-        self.client.put_object(Bucket=self.bucket, Key=self.inside + key, Body=data)
+        self._seen.put(self.inside + key, data)
 
     def remove(self, key: str) -> None:
         self.client.head_object(Bucket=self.bucket, Key=self.inside + key)
         self.client.delete_object(Bucket=self.bucket, Key=self.inside + key)
 
     def unfinished_uploads(self) -> list[str]:
-        reply = self.client.list_multipart_uploads(Bucket=self.bucket)
-        return [upload["Key"] for upload in reply.get("Uploads", ())]
+        return [upload["Key"] for upload in self._seen.uploads()]
 
 
 class MotoBackend(S3Backend):
@@ -368,18 +363,6 @@ class Untouchable:
             raise AssertionError(f"the filesystem was asked for {name}")
 
         return touch
-
-
-@cache
-def s3_client(endpoint: str) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="helper-key",
-        aws_secret_access_key="helper-secret",
-        config=Config(max_pool_connections=16, s3={"addressing_style": "path"}),
-    )
 
 
 def make_backend(kind: str, folder: Path, request: pytest.FixtureRequest) -> Backend:

@@ -17,7 +17,6 @@ from .backends import RECORD, Untouchable
 POLICIES = ("reuse", "reset", "raise")
 INPUTS = {"day": "2026-11-23", "limit": 5}
 OTHER_INPUTS = {"day": "2026-11-24", "limit": 5}
-MIB = 1024 * 1024
 
 
 def key_of(run: Run, segment: str) -> str:

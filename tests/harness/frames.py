@@ -22,9 +22,10 @@ from checkpoint_store._frame import (
 )
 from checkpoint_store.errors import CheckpointStoreError, storage_errors
 
+from . import MIB
+
 HEADER = Header("orders", "Load", "a1b2c3d4e5f60718", inputs="v1", serializer="json", text=True)
 PAYLOAD = b'{"total": 42}\n\x00\xff'
-MIB = 1024 * 1024
 
 
 def joined(header: Header = HEADER, payload: Data = PAYLOAD) -> bytes:

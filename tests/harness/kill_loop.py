@@ -68,6 +68,7 @@ from checkpoint_store._filesystems.locks import lock_name
 
 from . import ROOT, servers
 from .backends import RECORD, SIBLINGS, Backend, LocalBackend, MinistackBackend, S3Backend
+from .buckets import Bucket
 
 T = TypeVar("T")
 
@@ -684,6 +685,7 @@ class GivenBucket(S3Backend):
             endpoint_url=storage_options.get("endpoint_url"),
             **storage_options.get("client_kwargs", {}),
         )
+        self._seen = Bucket(storage_options.get("endpoint_url", ""), self.bucket, self.client)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from checkpoint_store import (
     resume,
 )
 
-from .backends import s3_client
+from .buckets import s3_client
 from .faults import FaultProxy, Kind
 
 ATTEMPTS = 2

@@ -22,9 +22,9 @@ from checkpoint_store import (
     resume,
 )
 
-from ..harness import backends
+from ..harness import MIB, backends
 from ..harness.backends import EMULATORS, RECORD, also_on
-from ..harness.contract import INPUTS, MIB, OTHER_INPUTS, POLICIES, flipped, key_of, newer
+from ..harness.contract import INPUTS, OTHER_INPUTS, POLICIES, flipped, key_of, newer
 
 # Streams
 

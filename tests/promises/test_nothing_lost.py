@@ -25,9 +25,9 @@ from checkpoint_store import (
 )
 from checkpoint_store._record import decode_record, encode_record
 
-from ..harness import backends
+from ..harness import MIB, backends
 from ..harness.backends import EMULATORS, RECORD, also_on
-from ..harness.contract import INPUTS, MIB, OTHER_INPUTS, corrupt, newer
+from ..harness.contract import INPUTS, OTHER_INPUTS, corrupt, newer
 
 # Bytes
 

@@ -20,6 +20,7 @@ from ..harness import ROOT
 from ..harness.backends import RECORD, LocalBackend
 from ..harness.buckets import Bucket
 from ..harness.kill_loop import WORKFLOWS, Journal, Label, Worker, payload
+from ..harness.s3 import on_ministack
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -58,7 +59,7 @@ def test_processes_killed_on_a_local_disk_keep_every_promise(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
+@on_ministack
 def test_processes_killed_on_s3_keep_every_promise(bucket: Bucket) -> None:
     options = json.dumps(bucket.storage_options)
     kill(f"s3://{bucket.name}/some/root", 100, "--storage-options", options)

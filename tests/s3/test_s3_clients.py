@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,21 +27,6 @@ from ..harness import ROOT
 from ..harness.buckets import Bucket
 from ..harness.s3 import connect, on_moto
 from ..harness.servers import Proxy, Request, Response, error
-
-
-@pytest.fixture
-def fs(bucket: Bucket, proxy: Proxy) -> Iterator[S3Filesystem]:
-    fs = connect(bucket, proxy.endpoint)
-    yield fs
-    fs.close()
-
-
-@pytest.fixture
-def store(bucket: Bucket, proxy: Proxy) -> Iterator[CheckpointStore]:
-    options = bucket.options(proxy.endpoint)
-    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
-        yield store
-
 
 # Options
 

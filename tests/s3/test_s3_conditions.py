@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -14,47 +13,10 @@ from checkpoint_store import CheckpointStore
 from checkpoint_store._filesystems.base import Stored
 from checkpoint_store._filesystems.s3 import S3Filesystem
 
+from ..harness import MIB
 from ..harness.buckets import Bucket
-from ..harness.s3 import (
-    ONCE,
-    MiB,
-    always,
-    connect,
-    counted,
-    every_operation,
-    on_ministack,
-    on_moto,
-)
+from ..harness.s3 import always, counted, every_operation, on_ministack, on_moto
 from ..harness.servers import Proxy, Request, Response, error
-
-
-@pytest.fixture
-def fs(bucket: Bucket, proxy: Proxy) -> Iterator[S3Filesystem]:
-    fs = connect(bucket, proxy.endpoint)
-    yield fs
-    fs.close()
-
-
-@pytest.fixture
-def impatient(bucket: Bucket, proxy: Proxy) -> Iterator[S3Filesystem]:
-    fs = connect(bucket, proxy.endpoint, **ONCE)
-    yield fs
-    fs.close()
-
-
-@pytest.fixture
-def store(bucket: Bucket, proxy: Proxy) -> Iterator[CheckpointStore]:
-    options = bucket.options(proxy.endpoint)
-    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
-        yield store
-
-
-@pytest.fixture
-def impatient_store(bucket: Bucket, proxy: Proxy) -> Iterator[CheckpointStore]:
-    options = {**bucket.options(proxy.endpoint), **ONCE}
-    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
-        yield store
-
 
 # Retries
 
@@ -92,7 +54,7 @@ def break_off(proxy: Proxy, times: int) -> Any:
 def test_a_body_that_breaks_off_is_read_again(
     fs: S3Filesystem, bucket: Bucket, proxy: Proxy
 ) -> None:
-    data = os.urandom(MiB)
+    data = os.urandom(MIB)
     bucket.put("root/wf/a", data)
     proxy.on_request = break_off(proxy, 2)
     assert data == fs.read("wf/a")

@@ -32,7 +32,7 @@ from checkpoint_store import (
 from checkpoint_store._filesystems import s3_transfers
 from checkpoint_store._protocol import TRIES
 
-from ..harness.backends import s3_client
+from ..harness.buckets import s3_client
 from ..harness.faults import READS, RECORD_WRITES, FaultProxy, Injection, Kind, kind_of
 from ..harness.s3_operations import (
     ABANDONED,

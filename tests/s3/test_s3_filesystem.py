@@ -6,8 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-import tracemalloc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
@@ -23,49 +21,12 @@ from checkpoint_store._filesystems.base import SMALL_BYTES, Entry, Filesystem, P
 from checkpoint_store._filesystems.s3 import S3Filesystem
 from checkpoint_store._steps import drive, list_all
 
+from ..harness import MIB
 from ..harness.buckets import Bucket
 from ..harness.faults import Unordered
-from ..harness.s3 import (
-    ONCE,
-    MiB,
-    always,
-    connect,
-    counted,
-    every_operation,
-    names_in,
-    on_moto,
-    uploads,
-)
+from ..harness.memory import at_most
+from ..harness.s3 import ONCE, always, connect, counted, every_operation, names_in, on_moto
 from ..harness.servers import Proxy, Request, Response, error
-
-
-@pytest.fixture
-def fs(bucket: Bucket, proxy: Proxy) -> Iterator[S3Filesystem]:
-    fs = connect(bucket, proxy.endpoint)
-    yield fs
-    fs.close()
-
-
-@pytest.fixture
-def impatient(bucket: Bucket, proxy: Proxy) -> Iterator[S3Filesystem]:
-    fs = connect(bucket, proxy.endpoint, **ONCE)
-    yield fs
-    fs.close()
-
-
-@pytest.fixture
-def store(bucket: Bucket, proxy: Proxy) -> Iterator[CheckpointStore]:
-    options = bucket.options(proxy.endpoint)
-    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
-        yield store
-
-
-@pytest.fixture
-def impatient_store(bucket: Bucket, proxy: Proxy) -> Iterator[CheckpointStore]:
-    options = {**bucket.options(proxy.endpoint), **ONCE}
-    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
-        yield store
-
 
 # Round trips and what they cost
 
@@ -122,7 +83,7 @@ def test_making_one_does_no_io() -> None:
     S3Filesystem("bucket", "root", {"endpoint_url": "http://127.0.0.1:1"}, max_concurrency=1)
 
 
-@pytest.mark.parametrize("size", [0, 1, MiB, MiB + 1, 20 * MiB])
+@pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1, 20 * MIB])
 def test_a_file_of_any_size_is_written_and_read_whole(
     fs: S3Filesystem, bucket: Bucket, proxy: Proxy, size: int
 ) -> None:
@@ -146,8 +107,8 @@ def test_a_large_body_is_sent_whole_when_it_is_sent_again(
         return answers.pop() if answers else None
 
     proxy.on_request = fail_once
-    data = os.urandom(3 * MiB)
-    fs.write("wf/a", [data[:MiB], data[MiB:]])
+    data = os.urandom(3 * MIB)
+    fs.write("wf/a", [data[:MIB], data[MIB:]])
     assert counted(proxy) == [("PUT", 500), ("PUT", 200)]
     assert data == bucket.get("root/wf/a")
 
@@ -155,21 +116,18 @@ def test_a_large_body_is_sent_whole_when_it_is_sent_again(
 def test_writing_makes_no_copy_of_a_large_body(bucket: Bucket) -> None:
     fs = connect(bucket, bucket.endpoint)
     fs.write("wf/a", [b"1"])
-    data = bytes(32 * MiB)
-    tracemalloc.start()
-    fs.write("wf/a", [b"header", data, b"trailer"])
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 8 * MiB
+    data = bytes(32 * MIB)
+    with at_most(8 * MIB):
+        fs.write("wf/a", [b"header", data, b"trailer"])
     fs.close()
 
 
 def test_what_exceeds_one_put_is_uploaded_in_parts(
     fs: S3Filesystem, bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_PUT_BYTES", 10 * MiB)
-    data = os.urandom(11 * MiB)
-    fs.write("wf/a", [data[:MiB], data[MiB:]])
+    monkeypatch.setattr(s3, "_PUT_BYTES", 10 * MIB)
+    data = os.urandom(11 * MIB)
+    fs.write("wf/a", [data[:MIB], data[MIB:]])
     assert [method for method, _ in counted(proxy)] == ["POST", "PUT", "PUT", "POST"]
     assert data == bucket.get("root/wf/a")
 
@@ -177,10 +135,10 @@ def test_what_exceeds_one_put_is_uploaded_in_parts(
 def test_a_write_in_parts_that_fails_leaves_nothing(
     fs: S3Filesystem, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_PUT_BYTES", 10 * MiB)
+    monkeypatch.setattr(s3, "_PUT_BYTES", 10 * MIB)
     with pytest.raises(TypeError):
-        fs.write("wf/a", [bytes(11 * MiB), "no bytes"])  # type: ignore[list-item]
-    assert bucket.keys() + uploads(bucket) == []
+        fs.write("wf/a", [bytes(11 * MIB), "no bytes"])  # type: ignore[list-item]
+    assert bucket.keys() + bucket.uploads() == []
 
 
 def test_2500_files_are_listed_in_three_requests(

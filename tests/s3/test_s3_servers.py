@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -19,26 +19,13 @@ from botocore.config import Config
 from checkpoint_store import CheckpointStore, StorageError, resume
 from checkpoint_store._filesystems.s3 import S3Filesystem
 
-from ..harness import ROOT
+from ..harness import MIB, ROOT
 from ..harness.buckets import Bucket
 from ..harness.faults import Kind, kind_of
+from ..harness.s3 import on_ministack, open_store
 from ..harness.servers import Proxy, Request, Response, error
 
-MiB = 1024**2
-
-pytestmark = pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
-
-
-@pytest.fixture
-def store(bucket: Bucket, proxy: Proxy) -> Iterator[CheckpointStore]:
-    options = bucket.options(proxy.endpoint)
-    with CheckpointStore(f"s3://{bucket.name}/root", storage_options=options) as store:
-        yield store
-
-
-def connect(bucket: Bucket, proxy: Proxy, **options: Any) -> CheckpointStore:
-    options = {**bucket.options(proxy.endpoint), **options}
-    return CheckpointStore(f"s3://{bucket.name}/root", storage_options=options)
+pytestmark = on_ministack
 
 
 def header(request: Request, name: str) -> str | None:
@@ -80,20 +67,21 @@ def insist_on_declared_checksums(proxy: Proxy) -> list[tuple[str | None, bool]]:
 def test_the_checksum_of_parts_is_declared_when_an_upload_begins(
     bucket: Bucket, proxy: Proxy, config: dict[str, Any], declared: str | None
 ) -> None:
-    with connect(bucket, proxy, config_kwargs=config) as store:
+    with open_store(bucket, proxy.endpoint, config_kwargs=config) as store:
         seen = insist_on_declared_checksums(proxy)
         run = store.run("wf")
         with run.open("x", "wb") as stream:
-            stream.write(bytes(13 * MiB))
+            stream.write(bytes(13 * MIB))
         assert seen == [(declared, declared is not None)]
-        assert run.read("x") == bytes(13 * MiB)
+        assert run.read("x") == bytes(13 * MIB)
 
 
 def test_an_algorithm_of_the_users_own_is_not_overruled(bucket: Bucket, proxy: Proxy) -> None:
-    with connect(bucket, proxy, s3_additional_kwargs={"ChecksumAlgorithm": "SHA256"}) as store:
+    sha256 = {"ChecksumAlgorithm": "SHA256"}
+    with open_store(bucket, proxy.endpoint, s3_additional_kwargs=sha256) as store:
         seen = insist_on_declared_checksums(proxy)
         with store.run("wf").open("x", "wb") as stream:
-            stream.write(bytes(13 * MiB))
+            stream.write(bytes(13 * MIB))
         assert seen == [("SHA256", False)]
 
 
@@ -352,11 +340,6 @@ def test_an_error_without_a_message_ends_with_its_remedy(
 # Uploads that are interrupted or dropped
 
 
-def unfinished(bucket: Bucket) -> list[str]:
-    reply = bucket.client.list_multipart_uploads(Bucket=bucket.name)
-    return [upload["Key"] for upload in reply.get("Uploads", ())]
-
-
 @pytest.mark.parametrize("kind", [Kind.BEGIN, Kind.PART, Kind.COMPLETE])
 def test_an_interrupt_while_an_upload_is_at_work_leaves_none_behind(
     store: CheckpointStore, bucket: Bucket, proxy: Proxy, kind: Kind, monkeypatch: Any
@@ -399,11 +382,11 @@ def test_an_interrupt_while_an_upload_is_at_work_leaves_none_behind(
     )
     proxy.on_request = answer
     with pytest.raises(KeyboardInterrupt), run.open("x", "wb") as stream:
-        stream.write(bytes(13 * MiB))
+        stream.write(bytes(13 * MIB))
     assert interrupted == [True]
     monkeypatch.undo()
     client.run(asyncio.sleep(0.5))
-    assert unfinished(bucket) == []
+    assert bucket.uploads() == []
 
 
 def test_a_stream_that_is_dropped_on_fsspecs_own_thread_leaves_no_upload(
@@ -411,8 +394,8 @@ def test_a_stream_that_is_dropped_on_fsspecs_own_thread_leaves_no_upload(
 ) -> None:
     run = store.run("wf")
     stream = run.open("x", "wb")
-    stream.write(bytes(13 * MiB))
-    assert unfinished(bucket) == ["root/wf/x@" + run.token]
+    stream.write(bytes(13 * MIB))
+    assert [upload["Key"] for upload in bucket.uploads()] == ["root/wf/x@" + run.token]
     cycle: list[Any] = [stream]
     cycle.append(cycle)
     client = store._filesystem._engine  # type: ignore[attr-defined]
@@ -435,7 +418,7 @@ def test_a_stream_that_is_dropped_on_fsspecs_own_thread_leaves_no_upload(
         warnings.simplefilter("ignore", ResourceWarning)
         client.run(collect())
     client.run(asyncio.sleep(0.5))
-    assert unfinished(bucket) == []
+    assert bucket.uploads() == []
     # Nor was the reply waited for, which only that thread could have received.
     assert "fsspecIO" not in waiting[: waiting.index("collected")]
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,32 +13,19 @@ import pytest
 from checkpoint_store._filesystems import s3_transfers
 from checkpoint_store._filesystems.s3 import S3Filesystem
 
+from ..harness import MIB
 from ..harness.buckets import Bucket
-from ..harness.s3 import ONCE, MiB, always, connect, counted, uploads
+from ..harness.s3 import always, counted
 from ..harness.servers import Proxy, Request, Response, error
-
-
-@pytest.fixture
-def fs(bucket: Bucket, proxy: Proxy) -> Iterator[S3Filesystem]:
-    fs = connect(bucket, proxy.endpoint)
-    yield fs
-    fs.close()
-
-
-@pytest.fixture
-def impatient(bucket: Bucket, proxy: Proxy) -> Iterator[S3Filesystem]:
-    fs = connect(bucket, proxy.endpoint, **ONCE)
-    yield fs
-    fs.close()
 
 
 def test_a_large_upload_appears_whole_and_only_when_committed(
     fs: S3Filesystem, bucket: Bucket, proxy: Proxy
 ) -> None:
-    data = os.urandom(20 * MiB)
+    data = os.urandom(20 * MIB)
     upload = fs.open_write("wf/a")
-    for start in range(0, len(data), 3 * MiB):
-        upload.write(memoryview(data)[start : start + 3 * MiB])
+    for start in range(0, len(data), 3 * MIB):
+        upload.write(memoryview(data)[start : start + 3 * MIB])
     assert bucket.keys() == []
     upload.commit()
     assert counted(proxy) == [
@@ -50,37 +36,37 @@ def test_a_large_upload_appears_whole_and_only_when_committed(
     assert data == bucket.get("root/wf/a")
     upload.discard()
     assert bucket.keys() == ["root/wf/a"]
-    assert uploads(bucket) == []
+    assert bucket.uploads() == []
 
 
 def test_a_stream_is_read_in_one_request_and_in_pieces(
     fs: S3Filesystem, bucket: Bucket, proxy: Proxy
 ) -> None:
-    data = os.urandom(5 * MiB)
+    data = os.urandom(5 * MIB)
     bucket.put("root/wf/a", data)
     stream = fs.open_read("wf/a")
-    pieces = [stream.read(MiB), stream.read(MiB)]
-    while piece := stream.read(MiB):
+    pieces = [stream.read(MIB), stream.read(MIB)]
+    while piece := stream.read(MIB):
         pieces.append(piece)
-    assert [MiB] * 5 == [len(piece) for piece in pieces]
+    assert [len(piece) for piece in pieces] == [MIB] * 5
     assert data == b"".join(pieces)
-    assert stream.read(MiB) == b""
+    assert stream.read(MIB) == b""
     stream.close()
     assert counted(proxy) == [("GET", 200)]
 
 
-@pytest.mark.parametrize("size", [1, 20 * MiB])
+@pytest.mark.parametrize("size", [1, 20 * MIB])
 def test_a_discarded_upload_leaves_nothing(fs: S3Filesystem, bucket: Bucket, size: int) -> None:
     upload = fs.open_write("wf/a")
     upload.write(bytes(size))
-    assert (size > 1) == bool(uploads(bucket))
+    assert (size > 1) == bool(bucket.uploads())
     upload.discard()
     upload.discard()
-    assert uploads(bucket) == []
-    for operation in (upload.commit, lambda: upload.write(bytes(20 * MiB))):
+    assert bucket.uploads() == []
+    for operation in (upload.commit, lambda: upload.write(bytes(20 * MIB))):
         with pytest.raises(ValueError, match="discarded"):
             operation()
-    assert bucket.keys() + uploads(bucket) == []
+    assert bucket.keys() + bucket.uploads() == []
 
 
 def test_a_failed_part_aborts_the_upload(fs: S3Filesystem, bucket: Bucket, proxy: Proxy) -> None:
@@ -89,11 +75,11 @@ def test_a_failed_part_aborts_the_upload(fs: S3Filesystem, bucket: Bucket, proxy
 
     proxy.on_request = refuse_the_second_part
     upload = fs.open_write("wf/a")
-    upload.write(bytes(10 * MiB))
-    assert len(uploads(bucket)) == 1
+    upload.write(bytes(10 * MIB))
+    assert len(bucket.uploads()) == 1
     with pytest.raises(PermissionError):
-        upload.write(bytes(10 * MiB))
-    assert bucket.keys() + uploads(bucket) == []
+        upload.write(bytes(10 * MIB))
+    assert bucket.keys() + bucket.uploads() == []
 
 
 def test_an_error_inside_a_successful_completion_is_noticed(
@@ -108,10 +94,10 @@ def test_an_error_inside_a_successful_completion_is_noticed(
 
     proxy.on_request = fail_to_complete
     upload = impatient.open_write("wf/a")
-    upload.write(bytes(10 * MiB))
+    upload.write(bytes(10 * MIB))
     with pytest.raises(OSError, match="InternalError"):
         upload.commit()
-    assert bucket.keys() + uploads(bucket) == []
+    assert bucket.keys() + bucket.uploads() == []
 
 
 def test_an_upload_that_cannot_be_aborted_is_only_logged(
@@ -119,8 +105,8 @@ def test_an_upload_that_cannot_be_aborted_is_only_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG, "checkpoint_store")
     upload = impatient.open_write("wf/a")
-    upload.write(bytes(10 * MiB))
-    (pending,) = uploads(bucket)
+    upload.write(bytes(10 * MIB))
+    (pending,) = bucket.uploads()
     bucket.client.abort_multipart_upload(
         Bucket=bucket.name, Key="root/wf/a", UploadId=pending["UploadId"]
     )
@@ -156,13 +142,13 @@ def test_ten_thousand_parts_hold_429_gib(monkeypatch: pytest.MonkeyPatch) -> Non
     upload.write(bytes(55_000))
     assert len(sizes) == 10_000
     assert sum(sizes) == 55_000
-    assert 55_000 * 6 * MiB > 322 * 1024**3
+    assert 55_000 * 6 * MIB > 322 * 1024**3
     upload.discard()
     loop.close()
 
 
 def test_open_streams_do_not_block_other_calls(bucket: Bucket) -> None:
-    bucket.put("root/wf/a", bytes(4 * MiB))
+    bucket.put("root/wf/a", bytes(4 * MIB))
     fs = S3Filesystem(bucket.name, "root", bucket.storage_options, max_concurrency=1)
     streams = [fs.open_read("wf/a") for _ in range(12)]
     thread = threading.Thread(target=fs.read, args=("wf/a",), daemon=True)
