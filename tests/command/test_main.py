@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -18,45 +16,28 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from checkpoint_store import CheckpointStore, InvalidNameError
-from checkpoint_store._command import check as _check
 from checkpoint_store._command.command import main
 from checkpoint_store._filesystems import memory
 from checkpoint_store._filesystems.base import Page
 
 from ..harness.buckets import Bucket
-from ..harness.command import CANARY, CONDITIONAL, UNCONDITIONAL, failed, marks, rows, s3_arguments
+from ..harness.command import (
+    CANARY,
+    CONDITIONAL,
+    UNCONDITIONAL,
+    command,
+    failed,
+    marks,
+    rows,
+    s3_arguments,
+)
+from ..harness.environment import posix
 from ..harness.s3 import on_ministack, on_moto
 from ..harness.servers import Proxy, Request, Response, error
 
+pytestmark = pytest.mark.usefixtures("few_rounds")
+
 NOT_TRIED = {"durable publish"}
-
-posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes as on POSIX")
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "checkpoint_store", *arguments]
-
-
-@pytest.fixture(autouse=True)
-def no_handler_is_left() -> Iterator[None]:
-    handlers = logging.getLogger("checkpoint_store").handlers[:]
-    yield
-    assert logging.getLogger("checkpoint_store").handlers == handlers
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here it matters what is said of a storage; a process of its own makes them all."""
-    monkeypatch.setattr(_check, "RACES", 10)
-    monkeypatch.setattr(_check, "UPDATES", 3)
-
-
-@pytest.fixture
-def untouched_memory() -> Iterator[None]:
-    """Fsspec's memory, of the whole process, must be the same afterwards."""
-    before = dict(MemoryFileSystem.store), set(MemoryFileSystem.pseudo_dirs)
-    yield
-    assert before == (dict(MemoryFileSystem.store), set(MemoryFileSystem.pseudo_dirs))
 
 
 def test_without_a_url_it_uses_a_temporary_folder(tmp_path: Path) -> None:

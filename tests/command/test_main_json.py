@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from checkpoint_store._command import check as _check
 from checkpoint_store._command.command import main
 from checkpoint_store._filesystems import memory
 
 from ..harness.buckets import Bucket
-from ..harness.command import CANARY, marks, rows, s3_arguments
+from ..harness.command import CANARY, command, marks, rows, s3_arguments
+from ..harness.environment import posix
 from ..harness.s3 import on_ministack
 from ..harness.servers import Proxy, Request, Response, error
 
-posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes as on POSIX")
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "checkpoint_store", *arguments]
-
-
-@pytest.fixture(autouse=True)
-def no_handler_is_left() -> Iterator[None]:
-    handlers = logging.getLogger("checkpoint_store").handlers[:]
-    yield
-    assert logging.getLogger("checkpoint_store").handlers == handlers
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here it matters what is said of a storage; a process of its own makes them all."""
-    monkeypatch.setattr(_check, "RACES", 10)
-    monkeypatch.setattr(_check, "UPDATES", 3)
-
-
-@pytest.fixture
-def untouched_memory() -> Iterator[None]:
-    """Fsspec's memory, of the whole process, must be the same afterwards."""
-    before = dict(MemoryFileSystem.store), set(MemoryFileSystem.pseudo_dirs)
-    yield
-    assert before == (dict(MemoryFileSystem.store), set(MemoryFileSystem.pseudo_dirs))
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 
 def document(output: str) -> dict[str, Any]:

@@ -22,14 +22,13 @@ from checkpoint_store._command.command import main
 
 from ..harness.backends import RECORD, EmulatedBackend, large_bodies, make_backend
 from ..harness.command import CONDITIONAL, UNCONDITIONAL, failed, marks, rows
+from ..harness.contract import INPUTS, OTHER_INPUTS
 from ..harness.servers import Proxy, Request, Response
 
 if not (find_spec("adlfs") or find_spec("gcsfs")):
     pytest.skip("neither adlfs nor gcsfs is installed", allow_module_level=True)
 
 pytestmark = large_bodies
-
-INPUTS = {"day": "2026-11-23"}
 
 
 @pytest.fixture(params=["azure", "google"])
@@ -148,7 +147,7 @@ def test_a_swap_whose_reply_is_lost_has_happened(backend: EmulatedBackend) -> No
         with backend.store() as store:
             resume(store, "wf", INPUTS, on_input_change="reset").write("task", b"old")
             proxy.on_request = lose
-            run = resume(store, "wf", {"day": "2026-11-24"}, on_input_change="reset")
+            run = resume(store, "wf", OTHER_INPUTS, on_input_change="reset")
             assert run.decision is not None
             assert run.decision.action == "reset"
             assert run.is_current()

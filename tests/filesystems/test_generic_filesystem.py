@@ -27,8 +27,7 @@ from checkpoint_store import (
 from checkpoint_store._filesystems.base import Entry, Page
 
 from ..harness.backends import RECORD, GenericBackend, PlainFileSystem
-
-INPUTS = {"day": "2026-11-23"}
+from ..harness.contract import INPUTS, OTHER_INPUTS
 
 
 class FlatFileSystem(MemoryFileSystem):
@@ -113,7 +112,7 @@ def test_a_whole_life_needs_literal_calls_only(flat: CheckpointStore) -> None:
     assert run.read_many() == {"a*": b"1", "b": b"2", "[c]": b"3", "stream": b"data"}
     run.delete("a*")
     assert run.tasks() == {"b", "[c]", "stream"}
-    resume(flat, "wf", {"day": "2026-11-24"}, on_input_change="reset").write("b", b"4")
+    resume(flat, "wf", OTHER_INPUTS, on_input_change="reset").write("b", b"4")
     assert list(flat.workflows()) == ["wf"]
     assert flat.collect("wf") == 0
     assert flat.clear("wf") == 1

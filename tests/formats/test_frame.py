@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +32,7 @@ from checkpoint_store.errors import (
 )
 
 from ..harness import MIB
+from ..harness.environment import HEAVY
 from ..harness.frames import (
     DATA,
     HEAD,
@@ -54,9 +54,6 @@ from ..harness.frames import (
     writer_to,
 )
 from ..harness.memory import at_most
-
-HEAVY = os.environ.get("CHECKPOINT_STORE_HEAVY") == "1"
-
 
 # What comes back
 

@@ -33,6 +33,7 @@ from checkpoint_store._frame import Header, encode_header
 from ..harness import MIB, backends
 from ..harness.backends import RECORD, GenericBackend, LocalBackend, make_backend
 from ..harness.buckets import Bucket
+from ..harness.contract import INPUTS
 from ..harness.faults import Kind, kind_of
 from ..harness.memory import at_most
 from ..harness.s3 import open_store
@@ -50,8 +51,6 @@ SLACK = 64 * KIB
 
 BOUNDED = 64 * MIB
 """The end of what has none, so that a test which fails does not exhaust the machine."""
-
-INPUTS = {"day": 1}
 
 
 def sparse(path: Path, size: int, head: bytes = b"") -> None:

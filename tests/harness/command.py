@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from .buckets import Bucket
 
@@ -18,6 +19,11 @@ UNCONDITIONAL = {
     "sibling-safe clear",
     "durable publish",
 }
+
+
+def command(*arguments: str) -> list[str]:
+    """What starts the command in a process of its own."""
+    return [sys.executable, "-m", "checkpoint_store", *arguments]
 
 
 def marks(output: str) -> dict[str, str]:

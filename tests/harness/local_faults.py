@@ -195,26 +195,6 @@ class Forker:
         return pickle.loads(base64.b64decode(line))
 
 
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    with tempfile.TemporaryFile() as errors:
-        made = Forker(errors)
-        yield made
-        made.close()
-        # No warning of Python, no log record that nobody handles, no exception in a destructor.
-        assert made.printed() == ""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where to put roots: in memory if possible, where a sync takes no time."""
-    if os.access("/dev/shm", os.W_OK):
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
-            yield Path(made)
-    else:
-        yield tmp_path_factory.mktemp("roots")
-
-
 class Templates:
     """What each operation is performed on, to be copied for each case."""
 
@@ -230,11 +210,6 @@ class Templates:
         world = LocalWorld(self._parent)
         shutil.copytree(self._made[operation.name].root, world.root)
         return world
-
-
-@pytest.fixture(scope="module")
-def templates(folder: Path) -> Templates:
-    return Templates(folder)
 
 
 # Tracing

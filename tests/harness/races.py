@@ -49,12 +49,11 @@ from checkpoint_store.errors import CorruptRecordError
 
 from . import ROOT, servers
 from .backends import LocalBackend, MinistackBackend
+from .environment import TIMEOUT
 
 PROCESSES = 8
 TASKS = [str(process) for process in range(PROCESSES)]
 """Each process writes one of them."""
-PATIENCE = 300
-"""Seconds until what hangs is a failure."""
 HESITATION = 0.02
 """Seconds that one request in ten is late, at most."""
 
@@ -232,7 +231,7 @@ Race = Callable[..., list[Any]]
 def racers(store: CheckpointStore) -> Iterator[Race]:
     """What calls a function in all processes at once, with the store and the process's number."""
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(PROCESSES, timeout=PATIENCE)
+    barrier = context.Barrier(PROCESSES, timeout=TIMEOUT)
     with ProcessPoolExecutor(PROCESSES, context, _prepare, (barrier,)) as pool:
 
         def race(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -240,7 +239,7 @@ def racers(store: CheckpointStore) -> Iterator[Race]:
                 pool.submit(_at_once, function, store, process, *arguments)
                 for process in range(PROCESSES)
             ]
-            return [future.result(PATIENCE) for future in futures]
+            return [future.result(TIMEOUT) for future in futures]
 
         race(warm_up)
         yield race

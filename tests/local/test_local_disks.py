@@ -21,25 +21,7 @@ from checkpoint_store import (
 )
 from checkpoint_store._filesystems import disk, local, locks
 
-INPUTS = {"day": "2026-11-23"}
-OTHER_INPUTS = {"day": "2026-11-24"}
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[CheckpointStore]:
-    with CheckpointStore(root) as store:
-        yield store
-
-
-@pytest.fixture
-def run(store: CheckpointStore) -> Run:
-    return resume(store, "wf", INPUTS, on_input_change="raise")
-
+from ..harness.contract import INPUTS, OTHER_INPUTS
 
 # A disk that may only be read
 

@@ -42,26 +42,13 @@ from checkpoint_store._frame import Header, encode_frame
 from checkpoint_store._protocol import read_record
 from checkpoint_store._steps import drive
 
-from ..harness.local_faults import (
-    BY_NAME,
-    Call,
-    Ending,
-    Forker,
-    Hurt,
-    Templates,
-    folder,
-    forker,
-    templates,
-    why_not_traced,
-)
+from ..harness.environment import HEAVY, posix
+from ..harness.local_faults import BY_NAME, Call, Ending, Forker, Hurt, Templates, why_not_traced
 from ..harness.operations import WORKFLOW, Operation, check_after_fault
 from ..harness.worlds import LocalWorld
 
-__all__ = ["folder", "forker", "templates"]  # Fixtures.
+pytestmark = posix
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
-
-HEAVY = os.environ.get("CHECKPOINT_STORE_HEAVY") == "1"
 
 NAMES = (
     "start reset", "continue raise", "reset beside leftovers", "reuse", "write anew", "write",
@@ -370,17 +357,6 @@ def test_a_clear_that_has_no_room_for_its_lock_file_says_so(tmp_path: Path) -> N
 
 
 # Links
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[CheckpointStore]:
-    with CheckpointStore(root) as store:
-        yield store
 
 
 @pytest.fixture

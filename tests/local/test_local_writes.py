@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,32 +21,9 @@ from checkpoint_store import (
 )
 
 from ..harness.backends import RECORD
-
-INPUTS = {"day": "2026-11-23"}
-OTHER_INPUTS = {"day": "2026-11-24"}
-
-posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[CheckpointStore]:
-    with CheckpointStore(root) as store:
-        yield store
-
-
-@pytest.fixture
-def run(store: CheckpointStore) -> Run:
-    return resume(store, "wf", INPUTS, on_input_change="raise")
-
-
-def temporaries(root: Path) -> list[str]:
-    return sorted(os.listdir(root / ".tmp"))
-
+from ..harness.contract import INPUTS, OTHER_INPUTS
+from ..harness.environment import posix
+from ..harness.local import temporaries
 
 # Durability
 

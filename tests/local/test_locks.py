@@ -21,6 +21,7 @@ from checkpoint_store._filesystems.base import Stored
 from checkpoint_store._filesystems.locks import lock_name
 
 from ..harness.backends import Backend, make_backend
+from ..harness.environment import needs_fork
 
 PATIENCE = 60
 """Seconds until what hangs fails the test. Nothing is expected to take nearly as long."""
@@ -31,8 +32,6 @@ CHANGES: dict[str, Callable[[CheckpointStore], object]] = {
     "say": lambda store: store.write_fingerprint("wf", "D"),
     "clear": lambda store: store.clear("wf"),
 }
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
 
 @pytest.fixture(params=["local", "memory"])

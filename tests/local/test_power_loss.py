@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import random
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,25 +30,13 @@ from checkpoint_store import CheckpointStoreError, Run, resume
 from checkpoint_store._protocol import read_record
 from checkpoint_store._steps import drive
 
-from ..harness.local_faults import (
-    BY_NAME,
-    Ending,
-    Event,
-    Forker,
-    Hurt,
-    Templates,
-    folder,
-    forker,
-    templates,
-)
+from ..harness.environment import HEAVY, posix
+from ..harness.local_faults import BY_NAME, Ending, Event, Forker, Hurt, Templates
 from ..harness.operations import WORKFLOW, Operation, check_after_fault, found_by
 from ..harness.worlds import LocalWorld
 
-__all__ = ["folder", "forker", "templates"]  # Fixtures.
+pytestmark = [posix, pytest.mark.slow]
 
-pytestmark = [pytest.mark.skipif(sys.platform == "win32", reason="POSIX only"), pytest.mark.slow]
-
-HEAVY = os.environ.get("CHECKPOINT_STORE_HEAVY") == "1"
 
 Tree = frozenset[tuple[str, bytes | None]]
 """Files and folders (None) by their paths."""

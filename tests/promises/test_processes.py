@@ -34,16 +34,11 @@ from checkpoint_store import (
 
 from ..harness import ROOT
 from ..harness.backends import KINDS, RECORD, Backend, make_backend
+from ..harness.contract import INPUTS
+from ..harness.environment import TIMEOUT, forks_beside_threads, needs_fork
 
-pytestmark = pytest.mark.filterwarnings(
-    # Python 3.12 and later say so of every fork beside a thread. That it works is tested here.
-    r"ignore:.*use of fork\(\) may lead to deadlocks:DeprecationWarning"
-)
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+pytestmark = forks_beside_threads
 
-INPUTS = {"day": "2026-11-23"}
-TIMEOUT = 300
-"""Seconds until what hangs fails the test. Nothing is expected to take nearly as long."""
 
 # What one process writes to memory:// no other sees.
 SHARED_KINDS = [kind for kind in KINDS if kind != "memory"]
@@ -58,12 +53,6 @@ every_race_free_kind = pytest.mark.parametrize("backend", RACE_FREE_KINDS, indir
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     return make_backend(request.param, tmp_path, request)
-
-
-@pytest.fixture
-def store(backend: Backend) -> Iterator[CheckpointStore]:
-    with backend.store() as store:
-        yield store
 
 
 def in_fork(*functions: Callable[[], object]) -> None:

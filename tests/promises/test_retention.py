@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,6 @@ from checkpoint_store._filesystems.base import Entry, Page
 from ..harness.backends import SIBLINGS, Backend
 
 A_DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def store(backend: Backend) -> Iterator[CheckpointStore]:
-    with backend.store() as store:
-        yield store
 
 
 @pytest.fixture

@@ -19,10 +19,11 @@ from checkpoint_store import Run
 from ..harness import ROOT
 from ..harness.backends import RECORD, LocalBackend
 from ..harness.buckets import Bucket
+from ..harness.environment import needs_fork
 from ..harness.kill_loop import WORKFLOWS, Journal, Label, Worker, payload
 from ..harness.s3 import on_ministack
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+pytestmark = needs_fork
 
 WORKFLOW, TASK = "wf", "t"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +14,10 @@ from checkpoint_store import CheckpointStore
 from checkpoint_store._filesystems.local import LocalFilesystem
 
 from ..harness.backends import make_backend
+from ..harness.environment import forks_beside_threads, needs_fork
 from ..harness.races import Call, judge_checkpoints, judge_record, race_once, racers
 
-pytestmark = pytest.mark.filterwarnings(
-    # Python 3.12 and later say so of every fork beside a thread.
-    r"ignore:.*use of fork\(\) may lead to deadlocks:DeprecationWarning"
-)
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+pytestmark = forks_beside_threads
 
 # What happened where enough happened.
 OUTCOMES = (

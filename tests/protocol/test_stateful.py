@@ -10,7 +10,7 @@ The model is exact. A step must return or raise what the model does, and leave e
 that the model holds, all others as they were to the byte. Only after a fault each file may be as
 before or as after the step, within the orders that are promised; which it is, is then looked up.
 
-    CHECKPOINT_STORE_HEAVY=1 pytest tests/test_stateful.py
+    CHECKPOINT_STORE_HEAVY=1 pytest tests/protocol/test_stateful.py
 
 makes 1,000 histories of 500 steps on each kind of storage.
 """
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -31,12 +30,12 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from ..harness import taps
 from ..harness.backends import MemoryBackend, make_backend
+from ..harness.environment import HEAVY
 from ..harness.histories import MEANT_TO_BE_MET, History, Storage, quiet
 from ..harness.model import FINGERPRINTS
 
 pytestmark = pytest.mark.slow
 
-HEAVY = os.environ.get("CHECKPOINT_STORE_HEAVY") == "1"
 
 HISTORIES = {"ministack": 200, "local": 200, "memory": 250}
 """How many are made where time is short."""

@@ -21,11 +21,9 @@ from checkpoint_store._protocol import PAGES_AT_ONCE
 
 from ..harness import servers
 from ..harness.backends import MotoBackend
+from ..harness.contract import INPUTS, OTHER_INPUTS
 
 pytestmark = [pytest.mark.usefixtures("no_aws_environment"), pytest.mark.slow]
-
-INPUTS = {"day": "2026-11-23"}
-OTHER_INPUTS = {"day": "2026-11-24"}
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from checkpoint_store._steps import Each, Steps, call, drive
 
 from ..harness import ROOT
 from ..harness.buckets import Bucket
+from ..harness.environment import needs_fork
 from ..harness.s3 import connect, on_moto
 from ..harness.servers import Proxy, Request, Response, error
 
@@ -246,7 +247,7 @@ stream.close()
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@needs_fork
 @pytest.mark.parametrize("ending", ["exit", "_exit", "drop", "close"])
 def test_parent_and_child_of_a_fork_do_not_disturb_each_other(bucket: Bucket, ending: str) -> None:
     assert run(FORK, bucket, ending) == ""
