@@ -153,6 +153,14 @@ class World:
         return own
 
 
+def fill(world: World, inputs: dict[str, str]) -> Run:
+    """What another process may do meanwhile: a reset to these inputs, and all of their tasks."""
+    run = resume(world.fresh(), "wf", inputs, on_input_change="reset")
+    for task in TASKS:
+        run.dump(task, value(inputs, task))
+    return run
+
+
 class _StopError(Exception):
     """What a block raises that gives up its stream."""
 

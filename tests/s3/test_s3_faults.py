@@ -11,16 +11,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from checkpoint_store import (
-    CheckpointStore,
     CorruptCheckpointError,
     CorruptRecordError,
     IncompleteClearError,
@@ -29,16 +26,12 @@ from checkpoint_store import (
     StorageError,
     resume,
 )
-from checkpoint_store._filesystems import s3_transfers
 from checkpoint_store._protocol import TRIES
 
-from ..harness.buckets import s3_client
-from ..harness.faults import READS, RECORD_WRITES, FaultProxy, Injection, Kind, kind_of
+from ..harness.faults import READS, RECORD_WRITES, Injection, Kind, kind_of
 from ..harness.s3_operations import (
     ABANDONED,
-    ABSENT,
     ATTEMPTS,
-    BUCKET,
     CHANGED_FINGERPRINT,
     CLEAR,
     COLLECT,
@@ -46,7 +39,6 @@ from ..harness.s3_operations import (
     DELETE,
     DELETE_,
     FIRST,
-    FULL,
     IMPATIENT,
     IS_CURRENT,
     LARGE_STREAM,
@@ -76,78 +68,17 @@ from ..harness.s3_operations import (
     WRITE_MANY,
     A,
     B,
-    C,
     Operation,
     State,
     World,
+    fill,
     retire,
     stored,
-    value,
-    write_large,
 )
-from ..harness.servers import Request, Response, error
+from ..harness.servers import Request, Response
 
 pytestmark = pytest.mark.slow
 
-
-@pytest.fixture(scope="module")
-def proxy(ministack_server: str) -> Iterator[FaultProxy]:
-    s3_client(ministack_server).create_bucket(Bucket=BUCKET)
-    with FaultProxy(ministack_server).running() as proxy:
-        assert isinstance(proxy, FaultProxy)
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def clients() -> Iterator[Callable[[str, float, int], CheckpointStore]]:
-    """One store for each endpoint, timeout and number of attempts, for its connections."""
-    owners: dict[tuple[str, float, int], CheckpointStore] = {}
-
-    def owner(endpoint: str, timeout: float, attempts: int) -> CheckpointStore:
-        options = {
-            "key": "test",
-            "secret": "test-secret",
-            "endpoint_url": endpoint,
-            "client_kwargs": {"region_name": "us-east-1"},
-            "config_kwargs": {
-                "read_timeout": timeout,
-                "retries": {"mode": "standard", "total_max_attempts": attempts},
-            },
-        }
-        if (endpoint, timeout, attempts) not in owners:
-            made = CheckpointStore(f"s3://{BUCKET}/none", storage_options=options)
-            made._filesystem._engine  # type: ignore[attr-defined]  # noqa: B018
-            owners[endpoint, timeout, attempts] = made
-        return owners[endpoint, timeout, attempts]
-
-    yield owner
-    for store in owners.values():
-        store.close()
-
-
-@pytest.fixture
-def world(
-    no_aws_environment: None,  # noqa: ARG001
-    ministack_server: str,
-    proxy: FaultProxy,
-    clients: Callable[..., CheckpointStore],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[World]:
-    # Retries at once, and as many as there are attempts however many have failed before.
-    retries = "botocore.retries"
-    monkeypatch.setattr(f"{retries}.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    monkeypatch.setattr(f"{retries}.quota.RetryQuota.acquire", lambda *_: True)
-    monkeypatch.setattr("checkpoint_store._steps.time", SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setattr(s3_transfers, "_PART_BYTES", 1024)
-    proxy.on_request = None
-    world = World(ministack_server, proxy, clients)
-    yield world
-    hook, proxy.on_request = proxy.on_request, None
-    if isinstance(hook, Injection):
-        hook.release()
-
-
-# The faults
 
 RETRIED = ("500", "503", "timeout", "reset")
 REFUSED = ("403", "404-bucket", "404-bare", "409", "412")
@@ -465,281 +396,3 @@ def test_a_lost_reply_after_which_another_resets_is_no_success(world: World, pol
     else:
         resume(world.store, "wf", A, on_input_change=policy)
         world.judge(State(A))
-
-
-# Requests that take effect after their timeout
-
-
-@dataclass
-class Late:
-    """A request that is held back until the client has given it up."""
-
-    store: CheckpointStore
-    injection: Injection
-
-    def let_through(self) -> int:
-        assert self.injection.hits == 1
-        return self.injection.let_through()
-
-
-@pytest.fixture
-def hold(world: World) -> Callable[..., Late]:
-    """Holds the next request of a kind, and gives a store that sends each only once."""
-
-    def hold(kind: Kind, *, attempts: int = 1, skip: int = 0) -> Late:
-        injection = Injection(world.proxy, kind, "timeout", times=1, skip=skip, late=True)
-        world.proxy.on_request = injection
-        return Late(world.through(IMPATIENT, attempts), injection)
-
-    return hold
-
-
-def fill(world: World, inputs: dict[str, str]) -> Run:
-    """What another process does meanwhile."""
-    run = resume(world.fresh(), "wf", inputs, on_input_change="reset")
-    for task in TASKS:
-        run.dump(task, value(inputs, task))
-    return run
-
-
-Hold = Callable[..., Late]
-
-
-def test_a_late_create_begins_an_empty_generation(world: World, hold: Hold) -> None:
-    late = hold(Kind.CREATE_RECORD)
-    with pytest.raises(StorageError):
-        resume(late.store, "wf", A, on_input_change="raise")
-    assert late.let_through() == 200
-    world.judge(State(A))
-
-
-def test_a_late_create_is_refused_where_another_has_created(world: World, hold: Hold) -> None:
-    late = hold(Kind.CREATE_RECORD)
-    with pytest.raises(StorageError):
-        resume(late.store, "wf", A, on_input_change="raise")
-    fill(world, B)
-    assert late.let_through() == 412
-    world.judge(State(B, stored(B, *TASKS)))
-
-
-def test_a_late_create_is_refused_where_its_own_repetition_came_first(
-    world: World, hold: Hold
-) -> None:
-    late = hold(Kind.CREATE_RECORD, attempts=2)
-    run = resume(late.store, "wf", A, on_input_change="raise")
-    run.dump("one", value(A, "one"))
-    assert late.let_through() == 412
-    world.judge(State(A, stored(A, "one")))
-
-
-def test_a_late_create_after_a_clear_revives_nothing(world: World, hold: Hold) -> None:
-    late = hold(Kind.CREATE_RECORD)
-    with pytest.raises(StorageError):
-        resume(late.store, "wf", A, on_input_change="raise")
-    fill(world, A)
-    world.fresh().clear("wf")
-    assert late.let_through() == 200
-    world.judge(State(A))
-
-
-def test_a_late_trial_of_the_conditions_after_a_clear_revives_nothing(
-    world: World, hold: Hold
-) -> None:
-    late = hold(Kind.CREATE_RECORD, skip=1)
-    run = resume(late.store, "wf", A, on_input_change="raise")
-    world.fresh().clear("wf")
-    run.dump("one", value(A, "one"))  # By a worker that has not heard of it.
-    assert late.let_through() == 200
-    world.judge(State(A))
-
-
-def test_a_late_swap_retires_what_was_written_meanwhile(world: World, hold: Hold) -> None:
-    world.prepare(FULL)
-    late = hold(Kind.SWAP_RECORD)
-    with pytest.raises(StorageError):
-        resume(late.store, "wf", B, on_input_change="reset")
-    old = fill(world, A)
-    assert old.is_current()
-    assert late.let_through() == 200
-    assert not old.is_current()
-    world.judge(State(B))
-
-
-def test_a_late_swap_is_refused_after_another(world: World, hold: Hold) -> None:
-    world.prepare(FULL)
-    late = hold(Kind.SWAP_RECORD)
-    with pytest.raises(StorageError):
-        resume(late.store, "wf", C, on_input_change="reset")
-    fill(world, B)
-    assert late.let_through() == 412
-    world.judge(State(B, stored(B, *TASKS)))
-
-
-def test_a_late_swap_is_refused_although_the_inputs_are_again_the_same(
-    world: World, hold: Hold
-) -> None:
-    world.prepare(FULL)
-    late = hold(Kind.SWAP_RECORD)
-    with pytest.raises(StorageError):
-        resume(late.store, "wf", C, on_input_change="reset")
-    fill(world, B)
-    fill(world, A)
-    assert late.let_through() == 412
-    world.judge(FULL)
-
-
-def test_a_late_swap_after_a_clear_makes_no_record(world: World, hold: Hold) -> None:
-    world.prepare(FULL)
-    late = hold(Kind.SWAP_RECORD)
-    with pytest.raises(StorageError):
-        resume(late.store, "wf", B, on_input_change="reset")
-    world.fresh().clear("wf")
-    assert late.let_through() in (404, 412)
-    world.judge(ABSENT)
-
-
-@pytest.mark.parametrize("attempts", [1, 2])
-def test_a_late_write_can_only_bring_back_an_older_one_of_the_same_inputs(
-    world: World, hold: Hold, attempts: int
-) -> None:
-    world.prepare(State(A))
-    late = hold(Kind.WRITE, attempts=attempts)
-    run = resume(late.store, "wf", A, on_input_change="raise")
-    with pytest.raises(StorageError) if attempts == 1 else nullcontext():
-        run.write("one", b"older of A")
-    run.write("one", b"newer of A")
-    assert run.read("one") == b"newer of A"
-    assert late.let_through() == 200
-    world.judge(State(A, {"one": b"older of A"}))  # The limit that is stated.
-
-
-def test_a_late_write_never_gets_into_the_generation_of_a_reset(world: World, hold: Hold) -> None:
-    world.prepare(State(A))
-    late = hold(Kind.WRITE)
-    run = resume(late.store, "wf", A, on_input_change="raise")
-    with pytest.raises(StorageError):
-        run.write("one", b"late of A")
-    fill(world, B)
-    assert late.let_through() == 200
-    world.judge(State(B, stored(B, *TASKS)))
-
-
-def test_a_late_write_after_a_clear_is_found_by_nobody_and_cleared_again(
-    world: World, hold: Hold
-) -> None:
-    world.prepare(State(A))
-    late = hold(Kind.WRITE)
-    run = resume(late.store, "wf", A, on_input_change="raise")
-    with pytest.raises(StorageError):
-        run.write("one", b"late of A")
-    world.fresh().clear("wf")
-    assert late.let_through() == 200
-    assert "wf" in set(world.fresh().workflows())
-    assert world.fresh().clear("wf") == 1
-    world.judge(ABSENT)
-
-
-def test_a_late_deletion_of_retired_files_deletes_no_others(world: World, hold: Hold) -> None:
-    world.prepare(FULL)
-    late = hold(DELETE)
-    run = resume(late.store, "wf", B, on_input_change="reset")
-    for task in TASKS:
-        run.dump(task, value(B, task))
-    fill(world, A)
-    assert late.let_through() == 200
-    world.judge(FULL)
-
-
-def test_a_late_delete_can_take_a_newer_write_and_brings_back_nothing(
-    world: World, hold: Hold
-) -> None:
-    world.prepare(FULL)
-    late = hold(DELETE)
-    run = resume(late.store, "wf", A, on_input_change="raise")
-    with pytest.raises(StorageError):
-        run.delete("one")
-    run.write("one", b"newer of A")
-    assert late.let_through() == 200
-    world.judge(State(A, stored(A, "two")))
-
-
-def test_a_late_clear_takes_a_newer_generation_and_brings_back_nothing(
-    world: World, hold: Hold
-) -> None:
-    world.prepare(FULL)
-    late = hold(DELETE)
-    with pytest.raises(StorageError):
-        late.store.clear("wf")
-    fill(world, B)
-    assert late.let_through() == 200
-    world.judge(ABSENT)
-
-
-def test_a_late_completion_of_an_aborted_upload_makes_no_file(world: World, hold: Hold) -> None:
-    world.prepare(FULL)
-    late = hold(Kind.COMPLETE)
-    run = resume(late.store, "wf", A, on_input_change="raise")
-    with pytest.raises(StorageError):
-        write_large(run)
-    assert late.let_through() == 404
-    assert world.uploads() == []
-    world.judge(FULL)
-
-
-# Servers without conditions
-
-
-def without(*conditions: str) -> Callable[[Request], Any]:
-    async def strip(request: Request) -> None:
-        for name in [name for name in request.headers if name.lower() in conditions]:
-            del request.headers[name]
-
-    return strip
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [line for line in caplog.messages if "no conditional writes" in line]
-
-
-@pytest.mark.parametrize("conditions", [("if-match", "if-none-match"), ("if-none-match",)])
-def test_a_server_that_ignores_conditions_is_noticed_at_the_first_resume(
-    world: World, caplog: pytest.LogCaptureFixture, conditions: tuple[str, ...]
-) -> None:
-    world.proxy.on_request = without(*conditions)
-    run = resume(world.store, "wf", A, on_input_change="raise")
-    assert world.store.conditional_writes is False
-    run.dump("one", value(A, "one"))
-    run = resume(world.store, "wf", B, on_input_change="reset")
-    run.dump("two", value(B, "two"))
-    assert len(warnings_of(caplog)) == 1
-    # A single process is as safe as ever.
-    world.judge(State(B, stored(B, "two")))
-
-
-def test_a_server_that_ignores_if_match_is_noticed_by_a_store_that_swaps_first(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    world.prepare(FULL)
-    world.proxy.on_request = without("if-match")
-    store = world.through()
-    resume(store, "wf", B, on_input_change="reset")
-    assert store.conditional_writes is False
-    assert len(warnings_of(caplog)) == 1
-    world.judge(State(B))
-
-
-@pytest.mark.parametrize("operation", [FIRST, RESET, REUSE, CHANGED_FINGERPRINT], ids=str)
-def test_a_server_that_refuses_conditions_is_an_error_with_a_remedy(
-    world: World, operation: Operation
-) -> None:
-    async def refuse(request: Request) -> Response | None:
-        conditional = {"if-match", "if-none-match"} & {name.lower() for name in request.headers}
-        return error(501, "NotImplemented") if conditional else None
-
-    world.prepare(operation.start)
-    world.store = world.through()
-    world.proxy.on_request = refuse
-    with pytest.raises(StorageError, match=r"S3 answered 501 NotImplemented.*: .*condition"):
-        operation.call(world)
-    assert world.store.conditional_writes is not True
-    world.judge(operation.start)
