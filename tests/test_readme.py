@@ -16,11 +16,10 @@ import checkpoint_store
 from checkpoint_store import CheckpointStore, Decision, Run, _fingerprint, _frame, _names, _record
 from checkpoint_store._filesystems.locks import lock_name
 
-from .harness import ROOT, fingerprints
+from .harness import PACKAGE, ROOT, fingerprints
 from .harness.fingerprints import sha
 from .harness.tables import libraries_of
 
-PACKAGE = Path(checkpoint_store.__file__).parent
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 BENCHMARKS = ROOT / "benchmarks" / "README.md"

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint_store
 from checkpoint_store import _fingerprint
 
-PACKAGE = Path(checkpoint_store.__file__).parent
+from ..harness import PACKAGE
 
 # Without what the package itself needs, so that an interpreter without any library can run it.
 LOAD = f"""

@@ -14,16 +14,15 @@ import subprocess
 import sys
 import types
 from datetime import timedelta, tzinfo
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import checkpoint_store
 from checkpoint_store import _fingerprint, _fingerprint_tables, _refusal
 from checkpoint_store._fingerprint import fingerprint, register
 from checkpoint_store.errors import FingerprintError
 
+from ..harness import PACKAGE
 from ..harness.fingerprints import refusal_of, sha, text
 from ..harness.tables import LIBRARIES, value_of
 
@@ -531,7 +530,7 @@ def loaded_after(expression: str) -> set[str]:
         f"value = {expression}\nbefore = set(sys.modules)\nfingerprint(value)\n"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    folder = Path(checkpoint_store.__file__).parent.parent
+    folder = PACKAGE.parent
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
         env={**os.environ, "PYTHONPATH": str(folder)},

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import checkpoint_store
+
 ROOT = Path(__file__).parents[2]
 """The folder that has `tests` in it: of a checkout, or of a copy that is tested elsewhere."""
+
+PACKAGE = Path(checkpoint_store.__file__).parent
+"""The package as it was imported, which need not be the one beside the tests."""
 
 MIB = 1024**2
 

@@ -30,6 +30,7 @@ from checkpoint_store import CheckpointNotFoundError, StorageError
 from checkpoint_store._progress import Progress
 from checkpoint_store._steps import Steps
 
+from .mutations import DETACH
 from .protocol_search import Rules, Search, System, Variant
 from .protocol_steps import COMMON, WORKFLOW, Change, Code, number, origin_of
 
@@ -99,7 +100,6 @@ IF_NONE = """\
         if record is None and not cleared:
             return None
 """
-DETACH = "    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)\n"
 COLLECT_ALL = "    return (yield from collect(workflow_id, progress, cleared=True))\n"
 
 IS_MINE = """\

@@ -18,13 +18,10 @@ import pytest
 from checkpoint_store import CheckpointNotFoundError, CheckpointStore, Run, resume
 
 from ..harness.backends import Backend, make_backend
-from ..harness.environment import TIMEOUT
+from ..harness.environment import TIMEOUT, forks_beside_threads
 from .worker_pools import load_or_compute
 
-pytestmark = pytest.mark.filterwarnings(
-    # As Python 3.12 and later say of every fork beside a thread.
-    r"ignore:.*use of fork\(\) may lead to deadlocks:DeprecationWarning"
-)
+pytestmark = forks_beside_threads
 
 WORKERS = 4
 NAMES = [f"square-{number}" for number in range(8)]
