@@ -1,4 +1,4 @@
-"""A fresh bucket for a test that speaks S3, looked at by another way than the library's."""
+"""A bucket of its own for each test on S3, and boto3 to look into it without the library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from botocore.config import Config
 
 @dataclass
 class Bucket:
-    """A fresh bucket, what a store needs to reach it, and boto3 to look at it by another way."""
+    """A new bucket, what a store needs to reach it, and boto3 to look into it."""
 
     endpoint: str
     name: str
@@ -47,7 +47,7 @@ class Bucket:
 
 @cache
 def s3_client(endpoint: str) -> Any:
-    """A client of boto3, whose credentials are not those that any store is given."""
+    """A client of boto3, with other credentials than those that stores are given."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint,

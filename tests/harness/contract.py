@@ -24,12 +24,12 @@ def key_of(run: Run, segment: str) -> str:
 
 
 def untouchable(store: CheckpointStore) -> CheckpointStore:
-    """The store, with any further input or output a failure."""
+    """Returns the store, which from now on fails the test if it reads or writes anything."""
     store._filesystem = Untouchable()
     return store
 
 
-# What a workflow is found as
+# States of the workflow `wf`
 
 
 def no_record(backend: backends.Backend, _: CheckpointStore) -> None:

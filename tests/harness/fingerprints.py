@@ -26,7 +26,7 @@ def text(value: object) -> str:
 
 
 def tree(value: object) -> Any:
-    """What that text says, as JSON is read."""
+    """The text of a value, read as JSON."""
     return json.loads(text(value))
 
 
@@ -38,7 +38,7 @@ def refusal(inputs: object) -> FingerprintError:
 
 
 def refusal_of(value: object) -> FingerprintError:
-    """The error with which a value is refused that is the input `v`."""
+    """The error with which a value is refused if it is the only input, `v`."""
     return refusal({"v": value})
 
 
@@ -47,7 +47,7 @@ def sha(data: bytes) -> str:
 
 
 def chain(step: Callable[[Any], Any], value: object, times: int) -> Any:
-    """The value after that many steps, each of which makes a new value of the one before."""
+    """The value that `step` makes of `value` when it is applied that many times."""
     for _ in range(times):
         value = step(value)
     return value

@@ -4,7 +4,7 @@
 
 Each mutation is applied to a copy of the package, and the tests named with it are run against that
 copy. A mutation that they survive is a guard that nothing checks, and the exit status is then 1.
-`test_mutations.py` holds that every one still applies.
+`test_mutations.py` checks that each of them still applies.
 """
 
 from __future__ import annotations
@@ -416,7 +416,7 @@ MUTATIONS = {
 
 
 def mutated(mutation: Mutation) -> str:
-    """The text of the file with the guard removed; it must be there exactly once."""
+    """The text of the file without the guard, which must stand there exactly once."""
     text = (ROOT / "checkpoint_store" / mutation.file).read_text()
     for old, new in mutation.changes:
         if text.count(old) != 1:

@@ -16,7 +16,7 @@ from .servers import Proxy, Request, Response
 
 ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
 
-# A test runs on both servers, unless one of these marks names the only one it is for.
+# Tests run on both servers, unless one of these marks says which one a test is for.
 on_moto = pytest.mark.parametrize("s3_server", ["moto"], indirect=True)
 on_ministack = pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
 

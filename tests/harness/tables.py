@@ -1,7 +1,7 @@
-"""Tables and columns as expressions, and what a column should be, computed once more.
+"""Tables and columns, given as expressions, and the columns that they should become.
 
-An expression that a library is missing for, or too old, costs no more than the values it cannot
-make. The rules are applied with nothing but `struct`.
+Values are expressions, so that a library that is missing or too old costs only the tests of the
+values that it cannot make. The rules of the format are applied here with nothing but `struct`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def libraries_of(expression: str) -> dict[str, Any]:
 
 
 def value_of(expression: str, **more: object) -> Any:
-    """What the expression makes; the test is skipped where it cannot be made."""
+    """The value of the expression; the test is skipped where it cannot be made."""
     found = libraries_of(expression)
     try:
         return eval(expression, NAMES | found | more)
@@ -55,7 +55,10 @@ def bits(flags: Sequence[object]) -> bytes:
 
 
 def expected(kind: str, values: Sequence[Any], *more: object) -> list[Any]:
-    """The column of these values, which None is missing from; `more` are its inner columns."""
+    """The column that these values should become, of which None is missing.
+
+    `more` are the columns within it.
+    """
     present = [value is not None for value in values]
     start = [kind, len(values), None if all(present) else sha(bits(present))]
     if kind in ("string", "binary", "list", "map"):
