@@ -12,7 +12,7 @@ import pytest
 
 from checkpoint_store import CheckpointStore
 
-from .harness.backends import s3_client
+from .harness.buckets import s3_client
 
 # Not where the tests are run beside a wheel alone.
 server: Any = pytest.importorskip("benchmarks.server")

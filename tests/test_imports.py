@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint_store
-
-PACKAGE = Path(checkpoint_store.__file__).parent
+from .harness import PACKAGE
 
 PURE = {"errors", "_changes", "_handling", "_json", "_modules", "_names", "_policy", "_record"} | {
     *("_fingerprint", "_progress"),

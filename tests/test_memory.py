@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,9 @@ import pytest
 from checkpoint_store import CheckpointStore, CorruptCheckpointError, Run
 from checkpoint_store._filesystems.base import Entry, Page
 
-MiB = 1024**2
+from .harness import MIB
+from .harness.memory import at_most
+
 PAYLOAD = bytes(range(256)) * (32 * 4096)
 
 
@@ -24,31 +24,20 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-@contextmanager
-def at_most(size: int) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < size
-
-
 def test_a_large_file_is_read_into_one_copy_of_its_payload(run: Run) -> None:
-    with at_most(len(PAYLOAD) + MiB):
+    with at_most(len(PAYLOAD) + MIB):
         assert len(run.read("task")) == len(PAYLOAD)
     assert run.read("task") == PAYLOAD
 
 
 def test_a_large_payload_is_written_without_a_copy(run: Run) -> None:
-    with at_most(MiB):
+    with at_most(MIB):
         run.write("task", PAYLOAD)
 
 
 def test_streams_keep_a_few_chunks_in_memory(run: Run) -> None:
-    with at_most(8 * MiB), run.open("copy", "wb") as copy, run.open("task") as stream:
-        while chunk := stream.read(MiB):
+    with at_most(8 * MIB), run.open("copy", "wb") as copy, run.open("task") as stream:
+        while chunk := stream.read(MIB):
             copy.write(chunk)
     assert run.read("copy") == PAYLOAD
 
@@ -60,7 +49,7 @@ def test_streams_keep_a_few_chunks_in_memory(run: Run) -> None:
         lambda data: data[: len(data) // 2],
         lambda data: data[:200],
         lambda data: data + b"\0",
-        lambda data: data[: 5 * MiB] + b"!" + data[5 * MiB + 1 :],
+        lambda data: data[: 5 * MIB] + b"!" + data[5 * MIB + 1 :],
         lambda data: data.replace(b'"task"', b'"tasl"'),
     ],
     ids=["last byte", "half", "all but the header", "longer", "one byte", "another task's"],
@@ -86,5 +75,5 @@ def test_workflows_of_a_list_in_order_are_named_in_little_memory(
     filesystem: Any = store._filesystem
     monkeypatch.setattr(filesystem._engine, "list", listed)
     # A set of them would take 6 MiB.
-    with at_most(2 * MiB):
+    with at_most(2 * MIB):
         assert sum(1 for _ in store.workflows()) == 60_000

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .harness.mutations import MUTATIONS, ROOT, mutated
+from .harness import ROOT
+from .harness.mutations import MUTATIONS, mutated
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "checkpoint_store").exists(), reason="needs the package's source beside the tests"

@@ -21,6 +21,8 @@ import pytest
 import checkpoint_store
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Decision, InputChange, Run
 
+from .harness import PACKAGE
+
 PUBLIC = [
     *("CheckpointNotFoundError", "CheckpointStore", "CheckpointStoreError", "ContentionError"),
     *("CorruptCheckpointError", "CorruptRecordError", "Decision", "Description"),
@@ -241,13 +243,13 @@ def test_help_works_in_a_fresh_interpreter() -> None:
         text=True,
         check=True,
         stdin=subprocess.DEVNULL,
-        cwd=Path(checkpoint_store.__file__).parent.parent,
+        cwd=PACKAGE.parent,
     )
     assert "never come back for other inputs" in done.stdout
     assert done.stderr == ""
 
 
-MODULES = sorted(path.stem for path in Path(checkpoint_store.__file__).parent.glob("*.py"))
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
@@ -261,7 +263,7 @@ def test_the_examples_in_the_docstrings_hold(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is_for(module: str) -> None:
-    path = Path(checkpoint_store.__file__).parent / f"{module}.py"
+    path = PACKAGE / f"{module}.py"
     text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
     assert text
     assert text.split("\n\n")[0].rstrip().endswith((".", ":", "*"))

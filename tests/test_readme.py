@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -17,8 +16,10 @@ import checkpoint_store
 from checkpoint_store import CheckpointStore, Decision, Run, _fingerprint, _frame, _names, _record
 from checkpoint_store._filesystems.locks import lock_name
 
-PACKAGE = Path(checkpoint_store.__file__).parent
-ROOT = Path(__file__).parent.parent
+from .harness import PACKAGE, ROOT, fingerprints
+from .harness.fingerprints import sha
+from .harness.tables import libraries_of
+
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 BENCHMARKS = ROOT / "benchmarks" / "README.md"
@@ -31,8 +32,6 @@ in_a_checkout = pytest.mark.skipif(not README.exists(), reason="runs in a checko
 every_page = pytest.mark.parametrize(
     "page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}"
 )
-
-LIBRARIES = ("numpy", "pandas", "polars", "pyarrow")
 
 
 def text_of(page: Path) -> str:
@@ -248,13 +247,10 @@ def test_the_page_of_formats_has_its_vectors() -> None:
 
 @pytest.mark.parametrize(("expression", "text", "digest"), VECTORS)
 def test_a_vector_of_the_fingerprint_holds(expression: str, text: str, digest: str) -> None:
-    used = [name for name in LIBRARIES if re.search(rf"\b{name}\b", expression)]
-    libraries = {name: pytest.importorskip(name) for name in used}
-    value = eval(expression, run_blocks(FORMATS) | libraries)
+    value = eval(expression, run_blocks(FORMATS) | libraries_of(expression))
 
-    tree = _fingerprint._Walk().tree(value, _fingerprint.MAX_DEPTH)
-    assert text == _fingerprint._text(tree)
-    assert digest == hashlib.sha256(text.encode("ascii")).hexdigest()
+    assert text == fingerprints.text(value)
+    assert digest == sha(text.encode("ascii"))
     assert {"value": digest} == _fingerprint.input_digests({"value": value})
 
 
@@ -283,7 +279,7 @@ def test_the_record_on_the_page_is_the_one_that_is_written() -> None:
     assert sealed == json.dumps(fields, sort_keys=True) + "\n"
     assert checksum == xxhash.xxh3_128_hexdigest(sealed.rstrip("\n").encode("ascii"))
     assert f"has {len(data)} bytes and the SHA-256" in text_of(FORMATS)
-    assert f"`{hashlib.sha256(data).hexdigest()}`" in text_of(FORMATS)
+    assert f"`{sha(data)}`" in text_of(FORMATS)
 
 
 def test_the_checkpoint_on_the_page_is_the_one_that_is_written() -> None:
@@ -304,7 +300,7 @@ def test_the_checkpoint_on_the_page_is_the_one_that_is_written() -> None:
     trailer, size = data[-_frame.TRAILER_BYTES :].hex(), len(data)
     assert f"the {_frame.TRAILER_BYTES} bytes `{trailer}`" in text_of(FORMATS)
     assert f"It has {size} bytes" in text_of(FORMATS)
-    assert f"`{hashlib.sha256(data).hexdigest()}`" in text_of(FORMATS)
+    assert f"`{sha(data)}`" in text_of(FORMATS)
 
 
 def test_the_limits_on_the_page_are_those_of_the_code() -> None:

@@ -12,28 +12,27 @@ import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-import boto3
 import fsspec
 import pytest
-from botocore.config import Config
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from checkpoint_store import CheckpointStore
 
+from .buckets import Bucket, s3_client
+
 KINDS = ("memory", "local", "moto", "ministack", "generic")
-"""Those that every promise is tested on."""
+"""The kinds that every promise is tested on."""
 
 EMULATORS = ("azure", "google") if find_spec("adlfs") or find_spec("gcsfs") else ()
-"""Those on which some are tested too. Without either filesystem there is nothing even to skip."""
+"""The kinds that some tests run on as well. There are none where neither package is installed."""
 
 large_bodies = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-"""What is larger than a MiB they send in a way that aiohttp warns of."""
+"""Silences a warning of aiohttp: the clients of the emulators send large bodies in one piece."""
 
 RECORD = ".fingerprint"
 
@@ -61,7 +60,7 @@ class PlainFileSystem(LocalFileSystem):
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
-        # An old fsspec knows no protocol here but its own.
+        # In old versions of fsspec this method strips no protocol but that of local files.
         if isinstance(path, str):
             path = path.removeprefix("plain://")
         return super()._strip_protocol(path)
@@ -71,7 +70,7 @@ fsspec.register_implementation("plain", PlainFileSystem, clobber=True)
 
 
 class Backend(ABC):
-    """One root, `url`, in a storage where there is something else too."""
+    """A root, `url`, in a storage that has other files, too."""
 
     kind: ClassVar[str]
     conditional_writes: ClassVar[bool | None]
@@ -83,7 +82,7 @@ class Backend(ABC):
         return CheckpointStore(self.url, storage_options=self.storage_options, **options)
 
     def files(self) -> dict[str, bytes]:
-        """Everything under the root by its key there; of local files not the locks, which stay."""
+        """All files under the root by their keys there, without the lock files of a local disk."""
         return {
             key.removeprefix(self.inside): data
             for key, data in self.everything().items()
@@ -91,27 +90,27 @@ class Backend(ABC):
         }
 
     def outside(self) -> dict[str, bytes]:
-        """Everything in this storage that is not under the root."""
+        """All files of this storage that are not under the root."""
         everything = self.everything()
         return {key: data for key, data in everything.items() if not key.startswith(self.inside)}
 
     def distinct(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that can exist beside each other."""
+        """The names without those that would share a file because the disk folds case."""
         by_file = {name.casefold() if self.folds_case else name: name for name in names}
         return list(by_file.values())
 
     def unfinished_uploads(self) -> list[str]:
-        """Parts that were uploaded and belong to no file."""
+        """The keys of uploads that were begun and neither completed nor aborted."""
         return []
 
     @property
     @abstractmethod
     def inside(self) -> str:
-        """What the keys under the root begin with in `everything`."""
+        """The prefix that the keys of files under the root have in `everything`."""
 
     @abstractmethod
     def everything(self) -> dict[str, bytes]:
-        """All files of the storage, also beside the root."""
+        """All files of the storage, under the root and beside it."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -205,7 +204,7 @@ class S3Backend(Backend):
     inside = "some/root/"
 
     def __init__(self, endpoint: str, *, through: str | None = None) -> None:
-        """The store goes `through` another endpoint, the helpers always to `endpoint`."""
+        """Stores use the endpoint `through` if there is one; the helpers always use `endpoint`."""
         self.storage_options = {
             "key": "contract-key",
             "secret": "contract-secret",
@@ -214,30 +213,26 @@ class S3Backend(Backend):
         }
         self.client = s3_client(endpoint)
         self.bucket = f"contract-{os.getpid()}-{next(_numbers)}"
+        self._seen = Bucket(endpoint, self.bucket, self.client)
         self.client.create_bucket(Bucket=self.bucket)
         self.client.put_object(Bucket=self.bucket, Key="some/root1/beside", Body=b"beside")
         self.url = f"s3://{self.bucket}/some/root"
 
     def keys(self) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return self._seen.keys()
 
     def everything(self) -> dict[str, bytes]:
-        return {
-            key: self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-            for key in self.keys()
-        }
+        return {key: self._seen.get(key) for key in self.keys()}
 
     def put(self, key: str, data: bytes) -> None:
-        self.client.put_object(Bucket=self.bucket, Key=self.inside + key, Body=data)
+        self._seen.put(self.inside + key, data)
 
     def remove(self, key: str) -> None:
         self.client.head_object(Bucket=self.bucket, Key=self.inside + key)
         self.client.delete_object(Bucket=self.bucket, Key=self.inside + key)
 
     def unfinished_uploads(self) -> list[str]:
-        reply = self.client.list_multipart_uploads(Bucket=self.bucket)
-        return [upload["Key"] for upload in reply.get("Uploads", ())]
+        return [upload["Key"] for upload in self._seen.uploads()]
 
 
 class MotoBackend(S3Backend):
@@ -299,7 +294,7 @@ class AzureBackend(EmulatedBackend):
         self.container.upload_blob("some/root1/beside", b"beside")
 
     def options(self, endpoint: str) -> dict[str, str]:
-        # The account that every Azurite has.
+        # Every Azurite has this account.
         account = "devstoreaccount1"
         key = (
             "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/"
@@ -356,7 +351,7 @@ class GoogleBackend(EmulatedBackend):
 
 
 class Untouchable:
-    """Stands in for a filesystem where none may be asked."""
+    """Takes the place of a filesystem that must not be asked for anything."""
 
     max_concurrency = 1
 
@@ -370,20 +365,11 @@ class Untouchable:
         return touch
 
 
-@cache
-def s3_client(endpoint: str) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="helper-key",
-        aws_secret_access_key="helper-secret",
-        config=Config(max_pool_connections=16, s3={"addressing_style": "path"}),
-    )
-
-
 def make_backend(kind: str, folder: Path, request: pytest.FixtureRequest) -> Backend:
-    """A storage of that kind. Its server runs for the whole session, or the test is skipped."""
+    """Makes a storage of that kind. Its server runs for the whole session.
+
+    The test is skipped where there is no such server.
+    """
     if kind == "memory":
         return MemoryBackend()
     if kind == "local":
@@ -406,9 +392,9 @@ def make_backend(kind: str, folder: Path, request: pytest.FixtureRequest) -> Bac
 
 
 def also_on(*kinds: str) -> pytest.MarkDecorator:
-    """Marks a test with a `backend` that is run on further kinds than those that all run on.
+    """Marks a test that has the fixture `backend`: it is run on `KINDS` and on these kinds, too.
 
-    It stands nearest to the function, so that the kind comes first in the name of a test.
+    This must be the last mark above the function, so that the kind comes first in the test's id.
     """
     further = [
         pytest.param(kind, marks=large_bodies if kind in EMULATORS else ()) for kind in kinds
@@ -419,7 +405,7 @@ def also_on(*kinds: str) -> pytest.MarkDecorator:
 _LONGEST = 200
 
 HOSTILE_NAMES = (
-    # What paths make of it.
+    # Names that mean something in a path.
     ".", "..", "...", "./", "../", "../..", "../../..", "../wf", "../wf2/evil", "a/..", "a/../b",
     "a/./b", "a//b", "a/b", "a/", "/", "//", "/abs", "/etc/passwd", "~", "~root", "\\", "..\\..",
     "C:", "C:\\x", "C:/x", "\\\\host\\share", "a\\b",
@@ -431,19 +417,19 @@ HOSTILE_NAMES = (
     "%252F", "%00", "%zz", "100%", "#", "a#b", "?versionId=x", "a?versionId=null", "&", "a&b=c",
     "=", "+", "a+b", ";", ",", "!", "$HOME", "$(id)", "`id`", "'", '"', "<", ">", "|", "::",
     "s3://", "s3://bucket/key", "memory://x", "file:///etc/passwd", "simplecache::x", "a:b",
-    # Control characters, and those that look like none.
+    # Control characters, and characters that cannot be seen.
     "\0", "a\0b", "\n", "a\nb", "\r\n", "\t", "\x1b[2J", "\x7f", "\x85", "\u2028", "\u202egpj.exe",
     "\u200b", "\ufeff", "\u00a0", "é", "e\u0301", "\u03a9", "\u2126", "\ufb01", "日本語",
     "😀", "👨\u200d👩\u200d👧", "\ud800", "\udfff", "\ud800a", "\ufffd", "\uffff", "\U0010ffff",
     "\ud83d\ude00", "a\ud83d\ude00b",
-    # What this library and others call their own files.
+    # Names that this library and other programs give to files of their own.
     ".fingerprint", "fingerprint", "wf/.fingerprint", ".tmp", ".locks", ".tmp/x", "tmp~0123",
     "t@0123456789abcdef", "t@", "@", "@0123456789abcdef", "a@b@c", "wf.lock", "CON", "con.txt",
     "NUL", "aux", "COM1", "LPT1", "Thumbs.db", ".DS_Store", ".git", "lost+found", "desktop.ini",
-    # As long as they may be.
+    # The longest names that are allowed.
     "a" * _LONGEST, "." + "a" * (_LONGEST - 4) + "b", "日" * 22, "/" * 66, "😀" * 16,
 )  # fmt: skip
-"""Names that are allowed, every one, and must end up in a file each, inside the root."""
+"""Names that are all allowed. Each must end up in a file of its own, inside the root."""
 
 TOO_LONG_NAMES = (
     "a" * (_LONGEST + 1), "a" * 255, "a" * 256, "a" * 1024, "a" * 4096, "日" * 23, "/" * 67,

@@ -1,4 +1,4 @@
-"""A fresh bucket for a test that speaks S3, looked at by another way than the library's."""
+"""A bucket of its own for each test on S3, and boto3 to look into it without the library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from botocore.config import Config
 
 @dataclass
 class Bucket:
-    """A fresh bucket, what a store needs to reach it, and boto3 to look at it by another way."""
+    """A new bucket, what a store needs to reach it, and boto3 to look into it."""
 
     endpoint: str
     name: str
@@ -40,14 +40,19 @@ class Bucket:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
+    def uploads(self) -> list[Any]:
+        """The uploads that were begun and neither completed nor aborted."""
+        return list(self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ()))
+
 
 @cache
 def s3_client(endpoint: str) -> Any:
+    """A client of boto3, with other credentials than those that stores are given."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint,
-        aws_access_key_id="test",
-        aws_secret_access_key="test-secret",
+        aws_access_key_id="helper-key",
+        aws_secret_access_key="helper-secret",
         region_name="us-east-1",
         config=Config(s3={"addressing_style": "path"}, max_pool_connections=32),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from .buckets import Bucket
 
@@ -20,8 +21,13 @@ UNCONDITIONAL = {
 }
 
 
+def command(*arguments: str) -> list[str]:
+    """The arguments that start the command in a process of its own."""
+    return [sys.executable, "-m", "checkpoint_store", *arguments]
+
+
 def marks(output: str) -> dict[str, str]:
-    """What each promise came to: ok, FAIL or --."""
+    """The mark that the output has for each promise: ok, FAIL or --."""
     found = re.findall(r"^  (ok|FAIL|--) +[\d,]+ ms  (.{19}) \S", output, re.MULTILINE)
     return {promise.strip(): mark for mark, promise in found}
 
@@ -31,7 +37,10 @@ def failed(output: str) -> set[str]:
 
 
 def rows(output: str) -> list[list[str]]:
-    """The table of the demonstration: orders, policy, three steps, revenue, and the decision."""
+    """The rows of the table of the demonstration.
+
+    A row has the orders, the policy, three steps, the revenue and the decision.
+    """
     return [
         re.split(r"\s+", line.strip(), maxsplit=7)
         for line in output.splitlines()

@@ -17,7 +17,6 @@ from .backends import RECORD, Untouchable
 POLICIES = ("reuse", "reset", "raise")
 INPUTS = {"day": "2026-11-23", "limit": 5}
 OTHER_INPUTS = {"day": "2026-11-24", "limit": 5}
-MIB = 1024 * 1024
 
 
 def key_of(run: Run, segment: str) -> str:
@@ -25,12 +24,12 @@ def key_of(run: Run, segment: str) -> str:
 
 
 def untouchable(store: CheckpointStore) -> CheckpointStore:
-    """The store, with any further input or output a failure."""
+    """Returns the store, which from now on fails the test if it reads or writes anything."""
     store._filesystem = Untouchable()
     return store
 
 
-# What a workflow is found as
+# States of the workflow `wf`
 
 
 def no_record(backend: backends.Backend, _: CheckpointStore) -> None:

@@ -1,4 +1,4 @@
-"""Faults of S3, put between a store and a server that works."""
+"""Faults of S3, which a proxy between a store and a working server brings about."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def kind_of(request: Request) -> Kind:
 
 
 class Broken(Response):
-    """A reply that ends with a reset of the connection, or that stops and never ends."""
+    """A reply whose connection is reset, or that stops in the middle until it is given up."""
 
     def __init__(self, response: Response, *, stall: asyncio.Event | None = None) -> None:
         super().__init__(response.status, response.headers, response.body, 0)
@@ -77,7 +77,7 @@ class FaultProxy(Proxy):
         if not isinstance(response, Broken) or transport is None:
             return await super()._reply(incoming, response)
         if response.stall is None:
-            # Without lingering, a close is a reset.
+            # A socket that does not linger is closed with a reset.
             connection = transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
@@ -95,8 +95,9 @@ class FaultProxy(Proxy):
 class Injection:
     """The hook of a proxy that breaks some of the requests of one kind.
 
-    It lets `skip` of them pass, then breaks `times` (None: all). With `applied` the server has done
-    what the request asks before its reply is replaced; with `late` it does so once released.
+    It lets the first `skip` of them pass and breaks the next `times`, or all if that is None. With
+    `applied` the server has done what the request asks before its reply is replaced. With `late`
+    the request is held back, and the server gets it once it is released.
     """
 
     proxy: Proxy
@@ -107,9 +108,9 @@ class Injection:
     skip: int = 0
     late: bool = False
     seen: list[Kind] = field(default_factory=list)
-    """Every request that arrived."""
+    """The kinds of all requests that arrived."""
     hits: int = 0
-    """How many were broken."""
+    """The number of requests that were broken."""
 
     def __post_init__(self) -> None:
         self._matched = 0
@@ -140,12 +141,12 @@ class Injection:
         return self._broken(reply)
 
     def release(self) -> None:
-        """Ends all that is held back."""
+        """Lets go of everything that is held back."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._released.set)
 
     def let_through(self) -> int:
-        """Lets the late request reach the server, and returns what that answers."""
+        """Lets the late request reach the server, and returns the status of the reply."""
         self.release()
         assert self._finished.wait(60)
         return self.late_status
@@ -163,7 +164,7 @@ class Injection:
         return STATUSES[self.fault]()
 
     async def _delete_errors(self, request: Request) -> Response:
-        """With `applied` all but the last key are deleted."""
+        """Replies that keys were not deleted: all of them, or with `applied` only the last."""
         body = request.body.decode()
         keys = [part.partition("</Key>")[0] for part in body.split("<Key>")[1:]]
         failed = keys[-1:] if self.applied else keys
@@ -188,9 +189,9 @@ class Injection:
 
 @dataclass
 class Unordered:
-    """A hook that makes lists of up to 1,000 keys come in no order, `size` of them a page.
+    """A hook that lists up to 1,000 keys in no order, with `size` of them on a page.
 
-    Those of S3 Express directory buckets and of Storj do.
+    S3 Express directory buckets and Storj list keys in no order.
     """
 
     proxy: Proxy

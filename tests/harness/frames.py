@@ -22,9 +22,10 @@ from checkpoint_store._frame import (
 )
 from checkpoint_store.errors import CheckpointStoreError, storage_errors
 
+from . import MIB
+
 HEADER = Header("orders", "Load", "a1b2c3d4e5f60718", inputs="v1", serializer="json", text=True)
 PAYLOAD = b'{"total": 42}\n\x00\xff'
-MIB = 1024 * 1024
 
 
 def joined(header: Header = HEADER, payload: Data = PAYLOAD) -> bytes:
@@ -36,7 +37,7 @@ HEAD = DATA[: DATA.index(b"\n") + 1]
 
 
 def sealed(head: bytes, payload: bytes = PAYLOAD, length: int | None = None) -> bytes:
-    """A file as the documentation describes it, also of a writer who has anything in its header."""
+    """A file in the documented format, whatever there is in its header."""
     body = head + payload
     size = struct.pack(">Q", len(payload) if length is None else length)
     return body + size + xxhash.xxh3_128(body + size).digest()
@@ -51,7 +52,7 @@ def line(parsed: object) -> bytes:
 
 
 class FakeSource:
-    """Hands out `data` in steps; `reads` counts how often it was asked."""
+    """A source that hands out `data` in steps and counts its reads in `reads`."""
 
     def __init__(self, data: bytes, step: int = MIB, fails_at: int | None = None) -> None:
         self.data = io.BytesIO(data)
@@ -71,7 +72,7 @@ class FakeSource:
 
 
 class FakeUpload:
-    """Keeps what it is told. `fails` names the calls that raise, such as `write 2`."""
+    """An upload that keeps its calls. `fails` names those that raise, such as `write 2`."""
 
     def __init__(self, *fails: str) -> None:
         self.fails = fails

@@ -1,6 +1,6 @@
 """Random histories of a few workflows, each step of which is compared with the model.
 
-`test_stateful` runs them, and says what they may and may not do.
+`test_stateful` runs them, and its docstring tells what may happen in them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ from .taps import fault as fault_of
 READS = ("read", "load", "stream", "in", "tasks", "read_many", "load_many")
 DAMAGES = ("flip", "cut", "empty", "longer", "future", "other", "lose")
 FOREIGN = ("notes.txt", "t@0123", ".fingerprint~", "t%40@0123456789abcdeg")
-"""Files that are not the library's, whatever they look like."""
+"""Names of files that are not the library's, although some look as if they were."""
 
 
 class Done(NamedTuple):
@@ -75,19 +75,19 @@ class Done(NamedTuple):
 
 
 def outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """What it returns, and what it raises."""
+    """What a call returns and what it raises; one of the two is None."""
     try:
         return call(), None
     except (RefusedError, CheckpointStoreError, CrashError) as error:
         return None, error
 
 
-# What the library does, in whichever process
+# Calls of the library, which may be made in either process
 
 
 def resume_in(name: str, which: int, policy: Any, store: CheckpointStore) -> Run:
     if which < len(INPUTS):
-        # Not in the order in which they were fingerprinted.
+        # The order of the inputs is another than when their fingerprint was made.
         inputs = dict(reversed(INPUTS[which].items()))
         return resume(store, name, inputs, on_input_change=policy)
     return resume(store, name, fingerprint=FINGERPRINTS[which], on_input_change=policy)
@@ -118,7 +118,7 @@ def read_by(how: str, task: str, run: Run) -> Any:
 
 
 class _StopError(Exception):
-    """What the block of a stream raises that is to be discarded."""
+    """Raised in the block of a stream, so that the stream is discarded."""
 
 
 def write_by(how: str, payloads: dict[str, bytes], run: Run) -> None:
@@ -143,9 +143,9 @@ def write_by(how: str, payloads: dict[str, bytes], run: Run) -> None:
 
 
 class Storage:
-    """Where the histories of one kind happen, one after the other, each on an empty root.
+    """A kind of storage, on which histories are run one after the other, each on an empty root.
 
-    `pool` is the second process; without one there is only a second store.
+    `pool` is the second process. Without it there is a second store in this process.
     """
 
     def __init__(self, make: Callable[[], Backend], pool: ProcessPoolExecutor | None) -> None:
@@ -157,7 +157,7 @@ class Storage:
     def open(self, backend: Backend) -> CheckpointStore:
         store = backend.store(durable=False)
         if isinstance(backend, S3Backend):
-            # They share connections, which take longer to make than a history.
+            # All stores share the connections of the first: connecting takes longer than a history.
             self._owner = self._owner or store
             shared: Any = self._owner._filesystem
             own: Any = store._filesystem
@@ -170,7 +170,7 @@ class Storage:
 
 
 def tapped(target: Any, tap: Tap) -> Any:
-    """The same store or run, whose every primitive goes through the tap."""
+    """The same store or run, but every primitive of its filesystem goes through the tap."""
     filesystem = Tapped(target._filesystem, tap)
     if isinstance(target, Run):
         return replace(target, _filesystem=filesystem)
@@ -184,10 +184,10 @@ def in_another_process(pool: ProcessPoolExecutor, action: Callable[[Any], Any], 
 
 
 def glance(backend: Backend) -> dict[str, object]:
-    """For each file something that is another for other bytes, in one request on S3."""
+    """For each file its content, or on S3 its ETag, for which a single request is enough."""
     if not isinstance(backend, S3Backend):
         return dict(backend.files())
-    # boto3 would take a quarter of the time of all histories.
+    # This is not done with boto3, which would take a quarter of the time of all histories.
     url = f"{backend.client.meta.endpoint_url}/{backend.bucket}"
     reply = urllib3.request("GET", url, fields={"list-type": "2", "prefix": backend.inside})
     listed = ElementTree.fromstring(reply.data)
@@ -213,7 +213,7 @@ MEANT_TO_BE_MET = {"start", "continue", "reuse", "reset", "raise", "damage"} | {
 }
 
 indices = st.sampled_from((0, 0, 0, 1, 1, 2, 3))
-"""Of workflows, tasks and runs. The first are preferred, so that much happens to them."""
+"""Indices of workflows, tasks and runs. The first are preferred, so that much happens to them."""
 
 which_inputs = st.sampled_from((0, 0, 0, 1, 1, 2, 3, 4, 5))
 processes = st.integers(0, 1)
@@ -237,7 +237,8 @@ class History(RuleBasedStateMachine):
         self.tokens: set[str] = set()
         self.foreign: set[str] = set()
         self.seen = glance(self.backend)
-        assert not self.seen  # Or what is left of the last history would be blamed on this one.
+        # If the last history had left anything, this one would be blamed for it.
+        assert not self.seen
         self.number = 0
         self.is_sound = True
 
@@ -392,7 +393,7 @@ class History(RuleBasedStateMachine):
     def delete(self, at: int, index: int, fault: Fault) -> None:
         handle, task = self.handle_of(at), self.task_of(index)
         action = methodcaller("delete", task)
-        within = fault[0], fault[1] % 2  # There are no more calls.
+        within = fault[0], fault[1] % 2  # A deletion makes at most two calls.
         self.do_by(handle, action, lambda w, _: handle.delete(w, task), within)
 
     @rule(at=indices)
@@ -407,7 +408,7 @@ class History(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 31), source=st.integers(0, 31), how=st.sampled_from(DAMAGES))
     def damage(self, at: int, source: int, how: str) -> None:
-        """Spoils a checkpoint, or sometimes a record, whose key is then None."""
+        """Damages, exchanges or removes a checkpoint, or sometimes a record, whose key is None."""
         kind: type[Record | Checkpoint] = Checkpoint if at % 3 else Record
         intact: list[tuple[str, Key | None]] = [
             (name, key)
@@ -425,7 +426,8 @@ class History(RuleBasedStateMachine):
         if how == "future":
             error = UnsupportedFormatError
         elif how == "other" and str(target).lower() == str(other).lower():
-            error = InvalidNameError  # As on a disk that folds case.
+            # The library takes these two names for one that a disk has folded.
+            error = InvalidNameError
 
         self.spoil(path_of(*target), how, path_of(*other))
         if key is None:
@@ -461,7 +463,7 @@ class History(RuleBasedStateMachine):
         self.foreign.add(key)
         self.seen = glance(self.backend)
 
-    # In step with the model
+    # Steps that are compared with the model
 
     def do_by(
         self, handle: Handle, action: Any, predict: Callable[..., Any], fault: Fault = NONE
@@ -479,9 +481,10 @@ class History(RuleBasedStateMachine):
         handle: Handle | None = None,
         resets: bool = False,
     ) -> Done:
-        """Does it, and compares what it returned or raised, and what it left, with the model.
+        """Does a step, and compares what it returned or raised, and what it left, with the model.
 
-        A fault that was met may be raised in place of that, or keep a reset from collecting.
+        If it met a fault, it may raise an error because of that, and a reset may not have
+        collected the old files.
         """
         self.is_sound = False
         target: Any = self.stores[process] if handle is None else handle.run
@@ -547,7 +550,10 @@ class History(RuleBasedStateMachine):
         raised: BaseException,
         kind: str | None,
     ) -> Workflow:
-        """What is left of a step that failed: each file as it was before or as it is after it."""
+        """The workflow after a step that failed.
+
+        Each file is either as it was before the step or as it is after it.
+        """
         record = (after if path_of(name, None) in changed else before).record
         files = {}
         for key in before.files | after.files:
@@ -559,20 +565,22 @@ class History(RuleBasedStateMachine):
 
         assert isinstance(raised, CrashError | StorageError | IncompleteClearError)
         if record != before.record and record is not None:
-            # The reply was lost, but the nonce tells; nor is a reset undone if it cannot collect.
+            # The step changed the record and failed nevertheless. That is only right if the process
+            # died or the storage failed for good: the nonce makes up for a lost reply, and a reset
+            # that cannot collect returns.
             assert kind in ("crash", "outage")
         if kind in ("error before", "refusal", "outage"):
-            # A process that lives, and knows of what it has made, takes it away.
+            # A process that lives removes the temporary files that it made.
             assert all(map(is_moved, aside - before.aside))
         if handle is not None:
-            # Nothing that neither was there nor should be comes to light.
+            # A run finds what was there before or what should be there after, and nothing else.
             for task in self.tasks:
                 seen, *allowed = (
                     handle.newest(workflow, task) for workflow in (found, before, after)
                 )
                 assert seen in allowed
         elif record == before.record:
-            # No file goes before it is out of reach.
+            # No file is deleted as long as a run may read it.
             live = before.live()
             assert all(files.get(key) == it for key, it in before.files.items() if key[1] in live)
         return found
@@ -600,5 +608,5 @@ def empty(backend: Backend) -> None:
 
 
 def quiet() -> None:
-    """Begins the other process, which so imports what is here, and logs nothing."""
+    """Is called first in the other process, which so imports this module, and silences its log."""
     logging.disable()

@@ -4,8 +4,8 @@
         [--processes 4] [--seed N] [--storage-options JSON]
 
 Each process resumes workflows under all policies and with changing inputs, reads, writes, collects
-and clears, until a SIGKILL ends it within some operation. Now and then one stops for a moment, so
-that the others overtake it, before any call that an operation makes. The root of `local` is a
+and clears, until a SIGKILL ends it within some operation. Now and then one stops for a moment
+before some call that an operation makes, so that the others overtake it. The root of `local` is a
 temporary folder, that of `s3` is in a server started here. A given folder or bucket must be new,
 and stays behind.
 
@@ -14,16 +14,17 @@ of the lines agrees with the order of the events. Each checkpoint says which wri
 Whoever reads can therefore tell whether a value is
 
 - stale: from other inputs than a strict run has, or from a generation that it does not read;
-- lost: its write had returned before the read began and the generation is still the workflow's
-  after it, yet nothing is found, or what that write had replaced. A generation that was left never
-  comes back, so nobody can have reset or cleared it in between;
-- torn: not byte for byte what was written, or an error says so;
-- another's: of another workflow or task, or a bystander changed;
-- undone: the workflow is in a generation again that was seen replaced or cleared.
+- lost: its write had returned before the read began, and the generation is still the workflow's
+  after the read, yet the read finds nothing, or a value that the write had replaced. A generation
+  that was left never comes back, so nobody can have reset or cleared it in between;
+- torn: not byte for byte what was written, or reported as damaged;
+- another's: of another workflow or task, or one of the files that nobody should have changed;
+- undone: of a generation that was seen replaced or cleared, and is the workflow's once more.
 
-Foreign is every error that should not occur, and whatever appears on stderr. Every few hundred
-kills all are dead at once: then what a survivor cannot collect is a leftover. Any of these makes
-the exit status 1. An interrupt (Ctrl-C) ends the loop early, with the figures so far.
+An error that should not occur, or anything on stderr, is called foreign. Every few hundred kills
+all processes are dead at once, and a new one collects: what it leaves without a use is called a
+leftover. Any of these makes the exit status 1. An interrupt (Ctrl-C) ends the loop early, with the
+figures so far.
 """
 
 from __future__ import annotations
@@ -68,13 +69,12 @@ from checkpoint_store._filesystems.locks import lock_name
 
 from . import servers
 from .backends import RECORD, SIBLINGS, Backend, LocalBackend, MinistackBackend, S3Backend
+from .buckets import Bucket
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).parents[2]
-
 WORKFLOWS = {"wf": "wf", "wf-1": "wf-1"}
-"""Those that are worked on, with their folders; the other siblings stand by."""
+"""The workflows that the processes work on, with their folders. Other siblings must not change."""
 TASKS = ("t", "t1", "t/1", "t@1")
 INPUTS = ("a", "a", "a", "b")
 POLICIES = ("reset", "reset", "raise", "reuse")
@@ -82,25 +82,27 @@ SIZES = (0, 1_000, 100_000)
 WRITES = ("write", "write a stream", "write many")
 READS = ("read", "read a stream", "read many", "read all")
 KNOWN = 200
-"""As many generations and sightings are remembered. To forget one is to overlook, not to accuse."""
+"""How many generations and sightings are remembered. A forgotten one can hide a violation, but
+never makes one up."""
 
 ROUND = 250
-"""Kills until what is left over is looked at."""
+"""How many kills there are between two audits of what is left."""
 STOPS = {"collect": 1.0}
-"""How often a process stops within an operation. What collecting has seen is easily overtaken."""
+"""The probability that a process stops within an operation of this kind; it is 0.1 for others.
+Collecting always stops, because others easily make what it has seen out of date."""
 CALLS = {"resume reset": 3000, "resume reuse": 3000, "clear": 2000}
-"""As many as Python makes in an operation, about; else there are 400."""
+"""About how many calls Python makes within an operation of this kind; it makes 400 in others."""
 KILL, STOP = 0, 128
 HANG = 90
-"""Seconds. A process waits 60 for a lock at most."""
+"""Seconds without a message after which the processes hang. A lock is waited for 60 at most."""
 SHOWN = 5
-"""Violations of each kind that are told in full."""
+"""How many violations of each kind are printed in full."""
 
 VIOLATIONS = ("stale", "lost", "torn", "another's", "undone", "foreign", "leftover", "hang")
 
 
 class Label(NamedTuple):
-    """What a checkpoint says of the write that it comes from."""
+    """What a checkpoint tells about the write that made it."""
 
     workflow: str
     token: str
@@ -117,7 +119,7 @@ def payload(label: Label) -> bytes:
 
 
 def label_of(data: bytes) -> Label | None:
-    """The label of a payload that is whole."""
+    """The label in a payload, or None if the payload is not whole."""
     try:
         label = Label(*json.loads(data.partition(b"\n")[0]))
         return label if data == payload(label) else None
@@ -127,7 +129,10 @@ def label_of(data: bytes) -> Label | None:
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """`began` and `over` are positions in the journal; one that was killed may never be over."""
+    """An operation, from the position `began` in the journal to the position `over`.
+
+    `over` stays None while a request of a process that was killed may still take effect.
+    """
 
     serial: int
     number: int
@@ -139,7 +144,10 @@ class Operation:
 
 
 class Sighting(NamedTuple):
-    """The workflow was in this generation (None: cleared) at some moment between two positions."""
+    """A workflow was in a generation at some moment between two positions.
+
+    The generation is None if the workflow was cleared.
+    """
 
     token: str | None
     began: int
@@ -147,7 +155,7 @@ class Sighting(NamedTuple):
 
 
 class Journal:
-    """Lines that all processes append to one file, and what follows from those read so far."""
+    """A file to which all processes append lines, and what follows from the lines read so far."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
@@ -162,11 +170,11 @@ class Journal:
         self.violations: list[tuple[str, str]] = []
 
     def append(self, *entry: object) -> None:
-        # A kill may cut a line short. It then is no JSON, and the next one begins anew.
+        # A kill may cut a line short, which then is no JSON. The next entry begins a new line.
         os.write(self._file, b"\n" + json.dumps(entry).encode() + b"\n")
 
     def catch_up(self) -> int:
-        """Reads on, and returns the position: every line before it is from before now."""
+        """Reads all lines that there are by now, and returns the position after them."""
         while data := os.pread(self._file, 1024**2, self.position):
             complete = data[: data.rfind(b"\n") + 1]
             if not complete:
@@ -181,11 +189,11 @@ class Journal:
         return self.position
 
     def owed(self, token: str, task: str, position: int) -> bool:
-        """Whether a write had returned before `position`."""
+        """Whether some write of this task had returned before `position`."""
         return any(_returned(write, position) for write in self._writes(token, task))
 
     def replaced(self, label: Label, position: int) -> bool:
-        """Whether a later write than that of `label` had returned before `position`."""
+        """Whether a write that followed that of `label` had returned before `position`."""
         writes = self._writes(label.token, label.task)
         found = next(
             (each for each in writes if (each.serial, each.number) == label[4:6]),
@@ -196,7 +204,7 @@ class Journal:
         return any(_returned(each, position) and each.began > found.over for each in writes)
 
     def returned_from(self, workflow: str, token: str, position: int) -> bool:
-        """Whether this generation was seen, then another, and both before `position`."""
+        """Whether this generation was seen and then another one, both before `position`."""
         seen = [each for each in self.sightings[workflow] if each.ended <= position]
         first = min((each.ended for each in seen if each.token == token), default=position)
         return any(each.token != token and each.began > first for each in seen)
@@ -226,7 +234,7 @@ class Journal:
             self.actions[action] += 1
 
     def _dead(self, serial: int, late: bool) -> None:  # noqa: FBT001
-        """With `late`, a request of the dead may still take effect."""
+        """A process was killed. With `late`, a request that it sent may still take effect."""
         operation = self.running.pop(serial, None)
         self.killed[operation.kind if operation else "no operation"] += 1
         if operation and not late:
@@ -244,8 +252,7 @@ def _returned(write: Operation, position: int) -> bool:
 
 
 class Worker:
-    """One process. Where there is someone to `send` it to, it tells him to kill it, or to let it go
-    on after a stop."""
+    """A process of the loop. It asks through `send` to be killed, or continued after a stop."""
 
     def __init__(
         self,
@@ -260,7 +267,7 @@ class Worker:
         self.serial = serial
         self.random = rng
         self._send = send
-        # The operation within which it is to be killed.
+        # The number of the operation in which this process is killed.
         self._last = rng.randint(1, 24) if send else 0
         self._number = 0
         self._parent = os.getppid()
@@ -312,7 +319,10 @@ class Worker:
         self.perform(how, run.workflow_id, write, run.token, tasks)
 
     def read(self, run: Run, inputs: str | None, tasks: Iterable[str], how: str) -> None:
-        """`inputs` None stands for a run that reuses, and may read those of others."""
+        """Reads checkpoints and judges what is found.
+
+        `inputs` is None for a run that reuses, which may read checkpoints of any inputs.
+        """
         wanted = {"read many": list(tasks), "read all": list(TASKS)}.get(how, list(tasks)[:1])
 
         def read() -> dict[str, bytes]:
@@ -332,7 +342,10 @@ class Worker:
             self._judge(run, inputs, wanted, found, began)
 
     def survive(self, *, clear: bool) -> None:
-        """What a process does that is left alone: afterwards there must be no leftovers."""
+        """Reads, collects and maybe clears, with no other process at work.
+
+        Afterwards there must be no leftovers.
+        """
         for workflow in WORKFLOWS:
             recorded = self.perform(
                 "read_fingerprint",
@@ -357,14 +370,14 @@ class Worker:
         token: str = "",
         tasks: Iterable[str] = (),
     ) -> Any:
-        """What the call returns, or None if it was refused or is a violation."""
+        """Makes the call and returns its result, or None if it was refused or was a violation."""
         if os.getppid() != self._parent:
             os._exit(1)
         self._number += 1
         self.journal.append("begin", self.serial, self._number, kind, workflow, token, list(tasks))
         if self._send and self._number == self._last:
             self._send(KILL)
-        # After its last message nobody lets this process go on.
+        # Nobody would continue a process that stops after it has asked to be killed.
         stops = self._number < self._last and self.random.random() < STOPS.get(kind, 0.1)
         outcome, result = "done", None
         try:
@@ -383,7 +396,10 @@ class Worker:
         return result
 
     def _stop_within(self, calls: int, call: Callable[[], T]) -> T:
-        """Stops before one of the calls that Python makes in this one, if there are so many."""
+        """Makes the call, and stops this process before one of the calls of Python within it.
+
+        The process does not stop if there are fewer calls than that.
+        """
         left = self.random.randint(1, calls)
 
         def stop(*_: object) -> None:
@@ -466,7 +482,7 @@ _FINGERPRINTS = {fingerprint(_inputs(inputs)): inputs for inputs in INPUTS}
 class Loop:
     """Starts the processes, kills them, and looks at what they leave behind.
 
-    It has no threads and no connection of a store, so a fork of it is a fresh process at once.
+    This process has no threads and no connections, so that a fork of it is as good as a new one.
     """
 
     def __init__(self, backend: Backend, folder: Path, *, processes: int, seed: int) -> None:
@@ -476,7 +492,7 @@ class Loop:
         self.random = random.Random(seed)
         self.store = backend.store()
         self.late = isinstance(backend, S3Backend)
-        # An operation takes so long that a kill within this time may well hit it.
+        # Most operations take about that long, so that a kill within this time often hits one.
         self.longest = 0.1 if self.late else 0.02
         self.journal = Journal(folder / "journal")
         self.stderr = os.open(folder / "stderr", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
@@ -505,7 +521,7 @@ class Loop:
             )
 
     def figures(self) -> dict[str, int]:
-        """All that was counted, by its name."""
+        """Everything that was counted, by name."""
         journal = self.journal
         violations = Counter(kind for kind, _ in journal.violations)
         return {
@@ -546,10 +562,13 @@ class Loop:
             os.close(self._messages)
 
     def _next(self, messages: int) -> int | None:
-        """Who is to be killed now. Those that stopped meanwhile go on after that."""
+        """The process to kill next, or None if none asks for it within a short time.
+
+        Processes that stopped meanwhile are continued afterwards.
+        """
         stopped = []
         try:
-            # Not for long: one that stopped may hold the lock that all others wait for.
+            # The wait is short, because a stopped process may hold the lock that all others need.
             while select.select([messages], [], [], 3 * self.longest)[0]:
                 slot = (message := os.read(messages, 1)[0]) % STOP
                 if message < STOP:
@@ -582,7 +601,8 @@ class Loop:
         self._show()
 
     def _audit(self, *, last: bool) -> None:
-        # What the dead have asked a server for may still take effect, and be collected after that.
+        # A request of a dead process may take effect only now, and then leaves a file that the next
+        # try collects.
         for left in (2, 1, 0) if self.late else (0,):
             self._in_child(partial(Worker.survive, clear=last))
             files = self.backend.everything()
@@ -607,7 +627,7 @@ class Loop:
         self._show()
 
     def _live(self, files: Mapping[str, bytes]) -> set[str]:
-        """The files that the records refer to, and these."""
+        """The keys of the records, and of the files of the generations that they name."""
         live = set()
         for folder in WORKFLOWS.values():
             inside = f"{self.backend.inside}{folder}/"
@@ -670,7 +690,7 @@ class Loop:
 
 
 class GivenBucket(S3Backend):
-    """A bucket that is there."""
+    """A bucket that exists already."""
 
     kind = "s3"
 
@@ -686,18 +706,19 @@ class GivenBucket(S3Backend):
             endpoint_url=storage_options.get("endpoint_url"),
             **storage_options.get("client_kwargs", {}),
         )
+        self._seen = Bucket(storage_options.get("endpoint_url", ""), self.bucket, self.client)
 
 
 @contextmanager
 def backend_of(target: str, storage_options: Mapping[str, Any], folder: Path) -> Iterator[Backend]:
     if target == "s3" or target.startswith("s3://"):
-        # Three quarters of the time to connect are for files that every client reads anew.
+        # Without this, every client would read the same files of botocore again, which takes three
+        # quarters of the time to connect.
         botocore.loaders.create_loader = cache(botocore.loaders.create_loader)
         import s3fs  # noqa: F401
     if target == "s3":
-        installed = ROOT / ".pytest_cache" / "d" / "ministack"
-        installed.mkdir(parents=True, exist_ok=True)
-        with servers.ministack_server(installed) as endpoint:
+        servers.KEPT.mkdir(parents=True, exist_ok=True)
+        with servers.ministack_server(servers.KEPT) as endpoint:
             yield MinistackBackend(endpoint)
     elif target.startswith("s3://"):
         yield GivenBucket(target, storage_options)

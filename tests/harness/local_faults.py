@@ -1,9 +1,9 @@
 """A process that forks a child for each operation on a local disk, so that the child can be hurt.
 
 The child may be traced, and have its system calls fail, by `strace`; its writes may be cut short;
-it may be killed after so many changes of the disk; and it can tell which changes it made, in order.
-Everything is imported, and has been done once, before the first child is forked: a child makes no
-system calls but those of its operation, and always the same ones.
+it may be killed after a number of changes of the disk; and it can tell which changes it made, in
+order. Before the first child is forked, everything has been imported and each operation has been
+performed once. So a child makes only the system calls of its operation, and always the same ones.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import pytest
 from checkpoint_store import CheckpointStore, CheckpointStoreError, Run, resume
 from checkpoint_store._filesystems import base, locks
 
+from . import ROOT
 from .operations import (
     NEW,
     OLD,
@@ -78,7 +79,7 @@ BY_NAME |= {operation.name: operation for operation in _FURTHER}
 
 
 class Event(NamedTuple):
-    """A change of the disk, or a sync of a part of it. Each open file has a number, its handle."""
+    """A change of the disk, or a sync of a file or folder. `handle` numbers the open files."""
 
     kind: str
     path: str = ""
@@ -89,7 +90,7 @@ class Event(NamedTuple):
 
 @dataclass
 class Outcome:
-    """How it went in the child: what it returned or raised, and what it left open."""
+    """What an operation in the child returned or raised, and which files it left open."""
 
     returned: bool = False
     result: object = None
@@ -102,7 +103,7 @@ class Outcome:
 
 @dataclass
 class Ending:
-    """How the child ended. A killed one has no outcome, though maybe events."""
+    """How the child ended. If it was killed, the outcome has nothing but maybe events."""
 
     signal: int
     outcome: Outcome
@@ -111,7 +112,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Call:
-    """A system call of the operation: the `number`-th of its name."""
+    """A system call of the operation. It is the call number `number` of those with its name."""
 
     name: str
     number: int
@@ -126,10 +127,10 @@ class Call:
 class Hurt:
     """What a child does to itself.
 
-    Its write number `short` writes one half of the data only, and then `then` happens: the rest is
-    written by the next write ("continue"), that one finds the disk full ("full"), or the process is
-    killed ("kill"). With `record` it keeps account of its changes and syncs of the disk below
-    `within`, and is killed before number `stop` of them.
+    Its write number `short` writes only one half of the data. Then `then` says what happens: the
+    next write may write the rest ("continue") or find the disk full ("full"), or the process is
+    killed ("kill"). With `record` the child takes down its changes and syncs of the disk below
+    `within`, and it is killed before number `stop` of them.
     """
 
     short: int | None = None
@@ -146,7 +147,7 @@ class Forker:
         self._errors = errors
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", f"import {__name__} as it; it.main()"],
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -169,7 +170,7 @@ class Forker:
         return Ending(ended_by, outcome, calls)
 
     def printed(self) -> str:
-        """What the children have printed so far, warnings for example."""
+        """What the children have printed to stderr since the last call, such as warnings."""
         self._errors.seek(0)
         text = self._errors.read().decode()
         self._errors.truncate(0)
@@ -194,28 +195,8 @@ class Forker:
         return pickle.loads(base64.b64decode(line))
 
 
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    with tempfile.TemporaryFile() as errors:
-        made = Forker(errors)
-        yield made
-        made.close()
-        # No warning of Python, no log record that nobody handles, no exception in a destructor.
-        assert made.printed() == ""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where to put roots: in memory if possible, where a sync takes no time."""
-    if os.access("/dev/shm", os.W_OK):
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
-            yield Path(made)
-    else:
-        yield tmp_path_factory.mktemp("roots")
-
-
 class Templates:
-    """What each operation is performed on, to be copied for each case."""
+    """The roots that operations are performed on, each made once and copied for every case."""
 
     def __init__(self, parent: Path) -> None:
         self._parent = parent
@@ -229,11 +210,6 @@ class Templates:
         world = LocalWorld(self._parent)
         shutil.copytree(self._made[operation.name].root, world.root)
         return world
-
-
-@pytest.fixture(scope="module")
-def templates(folder: Path) -> Templates:
-    return Templates(folder)
 
 
 # Tracing
@@ -251,7 +227,7 @@ _LINE = re.compile(r"(\w+)\(")
 
 
 def why_not_traced() -> str:
-    """Why nothing can be traced on this machine, or the empty string."""
+    """The reason why nothing can be traced on this machine, or the empty string."""
     if sys.platform != "linux":
         return "strace is for Linux"
     if shutil.which("strace") is None:
@@ -268,7 +244,7 @@ def why_not_traced() -> str:
 def _trace(child: int, inject: Sequence[str]) -> tuple[list[Call], str]:
     """Attaches to the child, lets it begin, and returns its calls when it has ended.
 
-    If the child could not be traced, it says why.
+    The second value is what `strace` said if the child could not be traced, else it is empty.
     """
     with tempfile.NamedTemporaryFile("r", errors="replace") as file:
         options = [option for each in inject for option in ("-e", f"inject={each}")]
@@ -362,7 +338,7 @@ def _child(
             _let_everybody_trace()
         os.write(ready, b"!")
         if traced:
-            # From now on system calls are counted.
+            # The system calls after this one are counted.
             signal.sigwait({signal.SIGUSR1})
         before = _open_files()
         with _hurting(hurt, outcome.events, end):
@@ -387,7 +363,7 @@ def _perform(operation: Operation, store: CheckpointStore) -> object:
 
 
 def _let_everybody_trace() -> None:
-    # Where only ancestors may trace, strace is not one.
+    # Some machines let only ancestors trace a process, and strace is no ancestor of this one.
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
 
@@ -451,7 +427,7 @@ class Recorder:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             missing = name == "open" and not os.path.lexists(args[0])
             before = len(self._events)
-            # An event is known before it happens, so that the process can end in time.
+            # An event is taken down before it happens, so that the process can be killed before it.
             take_down(*args, missing=missing)
             changes = sum(event.kind != "open" for event in self._events)
             if self._stop is not None and len(self._events) > before and changes > self._stop:

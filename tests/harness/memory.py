@@ -1,4 +1,4 @@
-"""How much memory something takes."""
+"""How much memory Python takes for something."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def measured(limit: int) -> Iterator[None]:
+def at_most(size: int) -> Iterator[None]:
+    """Fails if the block ever holds more memory than that beyond what was held before it."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -16,4 +17,4 @@ def measured(limit: int) -> Iterator[None]:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak - before <= limit
+    assert peak - before <= size

@@ -28,19 +28,22 @@ TASKS = {
     "t": "t", "t1": "t1", "t-1": "t-1", "t.": "t%2E", "t/": "t%2F", "T": "T", "t@x": "t%40x",
     "t@0123456789abcdef": "t%400123456789abcdef", ".fingerprint": "%2Efingerprint", "wf": "wf",
 }  # fmt: skip
-"""Names that are easily taken for each other, with their keys."""
+"""Tasks whose names are easily taken for each other, with their names in keys."""
 
 INPUTS = ({"day": 1}, {"day": 2}, {"day": "1"}, {"day": 1, "zone": None})
 FINGERPRINTS = (*map(fingerprint, INPUTS), "v1", "V1")
 
 
 class RefusedError(Exception):
-    """The model's word for an exception of the library's, whose type is one of its arguments."""
+    """Raised by the model where the library must raise an error.
+
+    The arguments are the types that this error may have.
+    """
 
 
 @dataclass(frozen=True)
 class Damage:
-    """In place of a file that somebody has spoilt: what reading it raises."""
+    """Stands for a file that was damaged. `error` is what reading it raises."""
 
     error: type[CheckpointStoreError]
 
@@ -59,19 +62,19 @@ class Checkpoint:
     payload: bytes
     dumped: bool
     inputs: str | None
-    """The fingerprint of the run that computed it."""
+    """The fingerprint of the run that wrote the checkpoint."""
 
 
 New = Callable[[], str]
-"""Says the token of a new generation."""
+"""A function that returns the token of a new generation."""
 
 
 Key = tuple[str, str]
-"""Task and token."""
+"""The task and the token of a checkpoint."""
 
 
 def path_of(name: str, key: Key | None) -> str:
-    """Where a checkpoint, or the record (None), of a workflow is stored."""
+    """The key of a checkpoint of a workflow, or of its record if `key` is None."""
     return f"{WORKFLOWS[name]}/" + (f"{TASKS[key[0]]}@{key[1]}" if key else RECORD)
 
 
@@ -80,7 +83,7 @@ def is_of(name: str, key: str) -> bool:
 
 
 def is_moved(key: str) -> bool:
-    """Whether it is within a folder that a clear renamed."""
+    """Whether a file is in a folder that a clear has moved away."""
     return key.startswith(".tmp/") and key.count("/") == 2
 
 
@@ -92,9 +95,10 @@ def whole(found: Any) -> Any:
 
 @dataclass
 class Workflow:
-    """What there is of one, its checkpoints by task and token, and what the library does with it.
+    """A workflow, and what the library should do with it.
 
-    `aside` are the keys that an interrupted operation left in the folder for temporary files.
+    `files` are its checkpoints by task and token, and `aside` are the keys that an interrupted
+    operation left in the folder for temporary files.
     """
 
     record: Record | Damage | None = None
@@ -105,13 +109,16 @@ class Workflow:
         return Workflow(self.record, dict(self.files), set(self.aside))
 
     def by_key(self, name: str) -> dict[str, object]:
-        """Everything by its key in the storage."""
+        """All files of the workflow by their keys."""
         files = {path_of(name, key): found for key, found in self.files.items()}
         record = {path_of(name, None): self.record} if self.record else {}
         return {**record, **files, **dict.fromkeys(self.aside, "aside")}
 
     def has_traces(self) -> bool:
-        """Whether it is listed. A temporary file is no trace; what a clear moved away is one."""
+        """Whether the workflow is listed.
+
+        It is listed for what a clear moved away, but not for a temporary file.
+        """
         return bool(self.record or self.files or any(map(is_moved, self.aside)))
 
     def read_fingerprint(self) -> str | None:
@@ -166,13 +173,13 @@ class Workflow:
             self.record = Record(current, new(), None)
 
     def live(self) -> set[str | None]:
-        """The generations that somebody may still come to read: all, if nobody knows."""
+        """The generations that a run may read. These are all if the record is damaged."""
         if isinstance(self.record, Damage):
             return {token for _, token in self.files}
         return {self.record.token, self.record.base} if self.record else set()
 
     def collect(self) -> int:
-        # The record is only asked about files that there are.
+        # Without any file the record is not read, so that it may be damaged.
         if self.files and whole(self.record) is None:
             return 0
         return self._remove(self.live())
@@ -191,7 +198,7 @@ class Workflow:
 
 @dataclass
 class Handle:
-    """A run, in one of the processes, and which generations the model lets it read."""
+    """A run in one of the processes, and the generations that it may read."""
 
     process: int
     name: str
@@ -207,7 +214,7 @@ class Handle:
         checkpoint: Checkpoint | None = whole(self.newest(workflow, task))
         if checkpoint is None:
             raise RefusedError(CheckpointNotFoundError)
-        # Never stale, even if the model is wrong.
+        # This is asked of the run as well, in case that the model is wrong.
         assert not self.strict or checkpoint.inputs in (self.run.fingerprint, None)
         return checkpoint
 
@@ -219,7 +226,7 @@ class Handle:
             return tasks
         if how.endswith("_many"):
             found = [self.newest(workflow, task) for task in tasks]
-            # They are read in any order, and all of them before the first is loaded.
+            # All are read, in any order, before the first is loaded. So any of these may be raised.
             if damaged := {each.error for each in found if isinstance(each, Damage)}:
                 raise RefusedError(*damaged)
             return {task: self.read(workflow, how.removesuffix("_many"), task) for task in tasks}

@@ -4,7 +4,7 @@
 
 Each mutation is applied to a copy of the package, and the tests named with it are run against that
 copy. A mutation that they survive is a guard that nothing checks, and the exit status is then 1.
-`test_mutations.py` holds that every one still applies.
+`test_mutations.py` checks that each of them still applies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from . import ROOT
 
 
 class Mutation(NamedTuple):
@@ -35,11 +35,12 @@ PROTOCOL, RECORD, FRAME, RUN = "_protocol.py", "_record.py", "_frame.py", "_run.
 LOCAL, LOCKS, S3 = "_filesystems/local.py", "_filesystems/locks.py", "_filesystems/s3.py"
 DISK, ENGINE = "_filesystems/disk.py", "_filesystems/s3_engine.py"
 S3_ERRORS, TRANSFERS = "_filesystems/s3_errors.py", "_filesystems/s3_transfers.py"
-CRASHES, STREAMS, FRAME_STREAMS = "test_crashes.py", "test_streams.py", "test_frame_streams.py"
-LOCAL_TESTS, LOCAL_WRITES = "test_local_filesystem.py", "test_local_writes.py"
-LOCAL_DISKS = "test_local_disks.py"
-S3_TESTS, S3_CONDITIONS = "test_s3_filesystem.py", "test_s3_conditions.py"
-S3_STREAMS, S3_SERVERS = "test_s3_streams.py", "test_s3_servers.py"
+CRASHES, STREAMS = "protocol/test_crashes.py", "promises/test_streams.py"
+FRAME_STREAMS = "formats/test_frame_streams.py"
+LOCAL_TESTS, LOCAL_WRITES = "local/test_local_filesystem.py", "local/test_local_writes.py"
+LOCAL_DISKS = "local/test_local_disks.py"
+S3_TESTS, S3_CONDITIONS = "s3/test_s3_filesystem.py", "s3/test_s3_conditions.py"
+S3_STREAMS, S3_SERVERS = "s3/test_s3_streams.py", "s3/test_s3_servers.py"
 
 DETACH = "    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)\n"
 """The line with which a clear begins."""
@@ -86,17 +87,21 @@ MUTATIONS = {
                 DETACH + "    return removed\n",
             ),
         ),
-        "test_nobody_elses.py",
+        "promises/test_nobody_elses.py",
         "clear and memory",
     ),
     "collecting deletes without a record": one(
         PROTOCOL, "record is None and not cleared", "False", CRASHES, "without_a_record"
     ),
     "collecting deletes the base": one(
-        PROTOCOL, "(record.token, record.base)", "(record.token,)", "test_nothing_lost.py", "memory"
+        PROTOCOL,
+        "(record.token, record.base)",
+        "(record.token,)",
+        "promises/test_nothing_lost.py",
+        "memory",
     ),
     "partial deletes are not raised": one(
-        PROTOCOL, "    if failures:\n", "    if False:\n", "test_never_silent.py", "memory"
+        PROTOCOL, "    if failures:\n", "    if False:\n", "promises/test_never_silent.py", "memory"
     ),
     "the second question about conditions is not asked": one(
         PROTOCOL,
@@ -109,39 +114,39 @@ MUTATIONS = {
         "_policy.py",
         "    if record.base is not None:\n        reason",
         "    if False:\n        reason",
-        "test_policy.py",
+        "protocol/test_policy.py",
     ),
     "the checksum of a record is not compared": one(
         RECORD,
         'parsed.pop("checksum", None) != _checksum(parsed)',
         'not parsed.pop("checksum", None)',
-        "test_record.py",
+        "formats/test_record.py",
         "bit",
     ),
     "a record may be of any size": one(
-        RECORD, "if len(data) > MAX_RECORD_BYTES:", "if False:", "test_record.py"
+        RECORD, "if len(data) > MAX_RECORD_BYTES:", "if False:", "formats/test_record.py"
     ),
     "a record may be another workflow's": one(
-        RECORD, "if record.workflow != workflow:", "if False:", "test_record.py"
+        RECORD, "if record.workflow != workflow:", "if False:", "formats/test_record.py"
     ),
     "a key may occur twice": one(
-        "_json.py", "if len(parsed) != len(pairs):", "if False:", "test_frame.py", "hostile"
+        "_json.py", "if len(parsed) != len(pairs):", "if False:", "formats/test_frame.py", "hostile"
     ),
     "the checksum of a checkpoint is not compared": one(
-        FRAME, "if trailer != self.trailer():", "if False:", "test_frame.py", "bit"
+        FRAME, "if trailer != self.trailer():", "if False:", "formats/test_frame.py", "bit"
     ),
     "a checkpoint may be another's": one(
         FRAME,
         "    _check_identity(header, expected)\n    return",
         "    return",
-        "test_frame.py",
+        "formats/test_frame.py",
         "another_checkpoint",
     ),
     "a header may be of any size": one(
         FRAME,
         "    head = file[:MAX_HEADER_BYTES]\n",
         "    head = file[:]\n",
-        "test_frame.py",
+        "formats/test_frame.py",
         "hostile",
     ),
     "a failed block publishes what it has": one(
@@ -165,24 +170,24 @@ MUTATIONS = {
         "_serializer.py",
         "if self.name not in (header.serializer, _today(header.serializer)):",
         "if False:",
-        "test_serializer.py",
+        "formats/test_serializer.py",
         "serializer",
     ),
     "a spawned worker's main module is another": one(
         "_modules.py",
         'MAIN = ("__main__", "__mp_main__")',
         'MAIN = ("__main__",)',
-        "test_serializer.py",
+        "formats/test_serializer.py",
         "spawn",
     ),
     "a module that runs is only a script": one(
-        "_modules.py", "spec is None", "True", "test_serializer.py", "spawn"
+        "_modules.py", "spec is None", "True", "formats/test_serializer.py", "spawn"
     ),
     "an object without a name goes by its class": one(
         "_serializer.py",
         "if not _is_defined_by(kind, function, implementation):",
         "if False:",
-        "test_serializer.py",
+        "formats/test_serializer.py",
         "nameless or name_of_its_own",
     ),
     "a workflow is named as often as the list returns to it": one(
@@ -199,7 +204,7 @@ MUTATIONS = {
         S3,
         'arn[0] if arn else path.partition("/")[0]',
         'path.partition("/")[0]',
-        "test_urls.py",
+        "filesystems/test_urls.py",
         "arn",
     ),
     "a file is not synced": one(
@@ -219,7 +224,7 @@ MUTATIONS = {
         LOCAL,
         'return self._locked(key.partition("/")[0], lambda: self._swap(key, old, data))',
         "return self._swap(key, old, data)",
-        "test_processes.py",
+        "promises/test_processes.py",
         "exactly_one_wins and local",
     ),
     "a record is created by rename": one(
@@ -240,34 +245,37 @@ MUTATIONS = {
         DISK, "st_nlink == 2", "st_nlink == 0", LOCAL_WRITES, "reply_was_lost"
     ),
     "a thread waits for its own lock": one(
-        LOCKS, "    if mine in _at_work:\n", "    if False:\n", "test_locks.py"
+        LOCKS, "    if mine in _at_work:\n", "    if False:\n", "local/test_locks.py"
     ),
     "a forked child holds its parent's locks": one(
-        LOCKS, "after_in_child=_at_work.clear", "after_in_child=_at_work.copy", "test_locks.py"
+        LOCKS,
+        "after_in_child=_at_work.clear",
+        "after_in_child=_at_work.copy",
+        "local/test_locks.py",
     ),
     "what an interrupt left is held for ever": one(
-        LOCKS, "            _at_work.discard(mine)\n", "", "test_locks.py"
+        LOCKS, "            _at_work.discard(mine)\n", "", "local/test_locks.py"
     ),
     "an interrupted release is not made up for": one(
         LOCKS,
         "            lock.release(force=True)  # An",
         "            # An",
-        "test_locks.py",
+        "local/test_locks.py",
     ),
     "each case has a lock of its own": one(
         LOCKS, "folder.lower()", "folder", LOCAL_TESTS, "lock_of_a_workflow"
     ),
     "a swap in memory lets its own thread in": one(
-        "_filesystems/memory.py", "    if _swapping:\n", "    if False:\n", "test_locks.py"
+        "_filesystems/memory.py", "    if _swapping:\n", "    if False:\n", "local/test_locks.py"
     ),
     "a mount's caveat is ignored": one(
-        "_store.py", "None if self._filesystem.caveat else", "", "test_mounts.py"
+        "_store.py", "None if self._filesystem.caveat else", "", "local/test_mounts.py"
     ),
     "a mount's caveat is not told": one(
-        PROTOCOL, "elif filesystem.caveat:", "elif False:", "test_mounts.py"
+        PROTOCOL, "elif filesystem.caveat:", "elif False:", "local/test_mounts.py"
     ),
     "FUSE counts as a local disk": one(
-        "_filesystems/mounts.py", ' or kind.startswith("fuse.")', "", "test_mounts.py"
+        "_filesystems/mounts.py", ' or kind.startswith("fuse.")', "", "local/test_mounts.py"
     ),
     "a sweep takes no lock": one(
         DISK,
@@ -280,7 +288,7 @@ MUTATIONS = {
         LOCAL,
         '{folder}"\n            refuse_link(path)\n',
         '{folder}"\n',
-        "test_local_faults.py",
+        "local/test_local_faults.py",
         "symbolic",
     ),
     "a folder that folds case merges names": one(
@@ -308,7 +316,7 @@ MUTATIONS = {
         "swap and ministack",
     ),
     "a reply without an ETag is a version": one(
-        S3, "        if not stored.etag:", "        if False:", "test_s3_faults.py", "malformed"
+        S3, "        if not stored.etag:", "        if False:", "s3/test_s3_faults.py", "malformed"
     ),
     "an abandoned upload is not aborted": one(
         TRANSFERS,
@@ -408,7 +416,7 @@ MUTATIONS = {
 
 
 def mutated(mutation: Mutation) -> str:
-    """The text of the file with the guard removed; it must be there exactly once."""
+    """The text of the file without the guard, which must stand there exactly once."""
     text = (ROOT / "checkpoint_store" / mutation.file).read_text()
     for old, new in mutation.changes:
         if text.count(old) != 1:

@@ -1,4 +1,4 @@
-"""What is done to a workflow, step by step, and what must hold whatever became of it.
+"""Operations on a workflow, and what must hold after them whether they failed or not.
 
 Each checkpoint says in its bytes which inputs it was computed from. So whatever happened, a new
 store can be asked three questions. Is anything returned to a strict run that other inputs made
@@ -36,7 +36,7 @@ WORKFLOW = "wf"
 SIBLINGS = ("wf1", "wf-1", "wf/x", "w")
 
 
-# What was there before
+# What the workflow has before the operation
 
 
 TASKS = ("t0", "t1", "t2")
@@ -51,18 +51,18 @@ def plant_siblings(world: World) -> None:
 
 
 def nothing(world: World) -> None:
-    """No workflow of that name yet."""
+    """The workflow does not exist."""
 
 
 def computed(world: World) -> Run:
-    """Checkpoints of the inputs A."""
+    """The workflow has checkpoints of the inputs A."""
     run = resume(world.store(), WORKFLOW, fingerprint="A", on_input_change="raise")
     run.write_many(OLD)
     return run
 
 
 def with_leftovers(world: World) -> None:
-    """Checkpoints of A, and files of a generation that was reset, written by a late worker."""
+    """The workflow has checkpoints of A, and files that came late into a reset generation."""
     late = resume(world.store(), WORKFLOW, fingerprint="Z", on_input_change="raise")
     late.write("t0", b"Z t0")
     resume(world.store(), WORKFLOW, fingerprint="A", on_input_change="reset").write_many(OLD)
@@ -70,7 +70,7 @@ def with_leftovers(world: World) -> None:
 
 
 def mixed(world: World) -> Run:
-    """Checkpoints of A, reused and partly replaced by a run on B."""
+    """The workflow has checkpoints of A, which a run on B reuses and has replaced in part."""
     computed(world)
     run = resume(world.store(), WORKFLOW, fingerprint="B", on_input_change="reuse")
     run.write("t0", b"B t0")
@@ -78,25 +78,26 @@ def mixed(world: World) -> Run:
 
 
 def unlabelled(world: World) -> None:
-    """Checkpoints written without a fingerprint, which turn out to be of A."""
+    """The workflow has checkpoints that were written without a fingerprint, and are of A."""
     world.store().run(WORKFLOW).write_many(OLD)
 
 
 def corrupt(world: World) -> None:
-    """Checkpoints whose record is damaged."""
+    """The workflow has checkpoints, and its record is damaged."""
     computed(world)
     world.put(f"{WORKFLOW}/{RECORD}", b'{"checkpoint_store": 1, "work')
 
 
-# What is done to it
+# The operations
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """An operation and what a strict run on A may find afterwards.
 
-    `after` is what it finds when the operation returned. If it failed, it finds what was there
-    before or that: task by task, or for an `atomic` operation one or the other as a whole.
+    When the operation has returned, that run finds `after`. When it has failed, it finds for each
+    task either what was there before or what is in `after`. After an `atomic` operation it finds
+    one of the two as a whole.
     """
 
     name: str
@@ -219,7 +220,7 @@ def found_by(run: Run) -> Checkpoints:
 
 
 def resumed(world: World, fingerprint: str, policy: str) -> Run | None:
-    """A run of a new process, or None if the policy refuses."""
+    """A run that a new process gets, or None if the policy refuses."""
     try:
         return resumes(fingerprint, policy)(world.store())
     except InputChangedError:
@@ -230,7 +231,7 @@ def resumed(world: World, fingerprint: str, policy: str) -> Run | None:
 
 
 def content(world: World) -> frozenset[tuple[str, ...]]:
-    """All there is of the workflow, but for what chance and the clock put there."""
+    """The files of the workflow, without what differs each time, as tokens and times do."""
     files = world.files()
     found: list[tuple[str, ...]] = []
     roles: dict[str, str] = {}
@@ -257,7 +258,7 @@ _checked: dict[tuple[str, object], Checkpoints] = {}
 def check_every_way_on(world: World, others: dict[str, bytes]) -> Checkpoints:
     """Resumes copies of the world under every policy. Returns what a strict run on A finds.
 
-    Most faults leave the same few things behind, which need to be looked at once.
+    Most faults leave the same few states behind, and each state is looked at only once.
     """
     assert others == world.others()
     key = world.kind, content(world)
@@ -273,13 +274,13 @@ def _check_every_way_on(world: World, others: dict[str, bytes]) -> Checkpoints:
         run = resumed(copy, fingerprint, policy)
         found = {} if run is None else found_by(run)
         if policy != "reuse":
-            # Never stale.
+            # Nothing that other inputs made is returned.
             stale = {k: v for k, v in found.items() if not v.startswith(f"{fingerprint} ".encode())}
             assert stale == {}, (fingerprint, policy)
         if (fingerprint, policy) == ("A", "raise"):
             on_a = found
         if run is not None:
-            # It goes on as if nothing had been, and nothing it writes is lost.
+            # The run can go on, and nothing that it writes is lost.
             run.write("more", f"{fingerprint} more".encode())
             assert run.is_current()
             copy.store().collect(WORKFLOW)
@@ -307,7 +308,7 @@ def garbage(world: World) -> list[str]:
 
 
 def check_settled(operation: Operation, world: World) -> None:
-    """What is left once the operation, repeated, has returned."""
+    """Checks that a reset, collect or clear leaves no garbage once it has returned."""
     if operation.name.startswith("clear"):
         assert world.folder() == []
         assert WORKFLOW not in set(world.store().workflows())
@@ -316,7 +317,7 @@ def check_settled(operation: Operation, world: World) -> None:
 
 
 def perform(operation: Operation, store: CheckpointStore) -> bool:
-    """Whether it returned, or raised what it is documented to raise."""
+    """Performs the operation, which must return or raise the error that is documented for it."""
     if operation.raises is None:
         operation.perform(store)
     else:
@@ -342,7 +343,7 @@ def check_after_fault(
         assert on_a in (operation.before, operation.after)
     for task in {*operation.before, *operation.after, *on_a}:
         assert on_a.get(task) in (operation.before.get(task), operation.after.get(task))
-    # Whoever repeats it has it done.
+    # An operation that had no effect can be repeated, and then has all of it.
     if operation.raises is None and on_a == operation.before:
         with suppress(InputChangedError):
             perform(operation, world.store())

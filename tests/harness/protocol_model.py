@@ -6,17 +6,17 @@
 The steps of the package are driven over a storage that is a model. The search takes every
 interleaving of the requests of several processes, and everywhere:
 
-- A process crashes and starts again, as often as its `lives` allow. One that crashes for good, or
-  gives up, needs no step of its own: it is one that is never scheduled again.
+- A process crashes and starts again, as often as its `lives` allow. A process that crashes for
+  good, or gives up, needs no step of its own: it is never scheduled again.
 - A request that changes something times out, `timeouts` times in all, and takes effect at any later
-  moment or never. A lost reply is one that takes effect at once, a plain failure one that never
-  does. Requests that only read have no effect: that they fail is like a crash.
+  moment or never. If it takes effect at once, that is a lost reply; if it never does, that is a
+  plain failure. Requests that only read have no effect, so that their failure is like a crash.
 - A listing gives any files there are, up to `page` of them, in any order, again and again, and may
   end at any time. That includes every order that random tokens bring about, every failure of
   collecting, which does not keep `resume` from returning, and files that could not be deleted.
 
-Records and files are told apart by content alone, as ETags do. A token or nonce is a number that
-nothing refers to at the time it is sent. `broken` and `wrongly_resumed` are the promises.
+Records and files are told apart by their content alone, as ETags do. A new token or nonce is a
+number that nothing refers to when it is sent. `broken` and `wrongly_resumed` check the promises.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from checkpoint_store import CheckpointNotFoundError, StorageError
 from checkpoint_store._progress import Progress
 from checkpoint_store._steps import Steps
 
+from .mutations import DETACH
 from .protocol_search import Rules, Search, System, Variant
 from .protocol_steps import COMMON, WORKFLOW, Change, Code, number, origin_of
 
-# The programs: what an application does with the library.
+# The programs, which use the library as an application does
 
 
 def worker(code: Code, inputs: str, policy: str, tasks: str) -> Steps[Any]:
-    """The quick start: what is not there is computed and written."""
+    """Does what the quick start does: computes and writes the tasks that are not there."""
     run = yield from code.resume.resuming(code.store, WORKFLOW, inputs, None, policy)
     for task in tasks:
         if not (yield from has(code, run, task)):
@@ -46,13 +47,13 @@ def worker(code: Code, inputs: str, policy: str, tasks: str) -> Steps[Any]:
 
 
 def changer(code: Code, inputs: str, then: str, tasks: str) -> Steps[Any]:
-    """One process that races with nothing but its own late requests."""
+    """Works on some inputs and then on others, where only its own late requests can interfere."""
     yield from worker(code, inputs, "reset", tasks)
     return (yield from worker(code, then, "reset", tasks))
 
 
 def labeller(code: Code, inputs: str, tasks: str) -> Steps[Any]:
-    """`store.run`, and `write_fingerprint` for what it wrote."""
+    """Does what `store.run` does, and then `write_fingerprint` for what it has written."""
     _, record, _ = yield from code.protocol.change_record(
         code.filesystem, WORKFLOW, lambda found: code.policy.opened(found, WORKFLOW, None)
     )
@@ -80,7 +81,7 @@ def has(code: Code, run: Any, task: str) -> Steps[bool]:
         header, file = yield from code.checkpoints.read(run._generations(task))
     except CheckpointNotFoundError:
         return False
-    # The header of the file names its generation. It matters where the key does not.
+    # The header of a file names its generation, too. That matters where the key does not name it.
     return bool(file.token == number(header.token))
 
 
@@ -91,7 +92,7 @@ def write(code: Code, run: Any, task: str) -> Steps[None]:
         yield from code.checkpoints.write(header, (header, origin_of(run)))
 
 
-# The variants: the source of the package with a few lines changed.
+# The variants, in which a few lines of the source of the package are changed
 
 READ = "        record = yield from read_record(workflow_id)\n"
 LIVE = "        live = () if record is None else (record.token, record.base)\n"
@@ -99,7 +100,6 @@ IF_NONE = """\
         if record is None and not cleared:
             return None
 """
-DETACH = "    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)\n"
 COLLECT_ALL = "    return (yield from collect(workflow_id, progress, cleared=True))\n"
 
 IS_MINE = """\
@@ -126,7 +126,7 @@ DETACH_LAST = f"""\
 
 
 def deletes_but(live: str) -> Change:
-    """Collecting as if there were no record."""
+    """Replaces the lines in which collecting reads the record and decides which files are live."""
     return Change("_protocol", READ + IF_NONE + LIVE, live)
 
 
@@ -147,7 +147,8 @@ RECORD_FIRST = Variant(
         Change("_protocol", "    removed = 0\n", f"    removed = 0\n{READ[4:]}"),
     ]
 )
-# To be fair to it: what was promised before it began it may take, and its own record stops nothing.
+# The comparison is fair: this clear may delete what was promised before it began, and collecting
+# does not stop because the record is still there.
 RECORD_LAST = Variant(
     changes=[
         Change("_protocol", DETACH + COLLECT_ALL, DETACH_LAST),
@@ -177,7 +178,8 @@ OVERLAYS_AGAIN = Variant(
     changes=[Change("_policy", "found if found.base else overlay(found)", "overlay(found)")]
 )
 
-# Storage that does more than it is asked, and a store that does not know yet what it does.
+# Storage that does more than a request asks for, and stores that do not know yet whether their
+# storage honours conditions.
 LOCAL = Variant(Rules(detaches_files=True))
 RESENDING = Variant(Rules(resends_swap=True, versions_return=True))
 ASKING = Variant(Rules(asks_conditions=True))
@@ -190,7 +192,7 @@ KEEPS_THE_FIRST = Variant(
     [Change("_protocol", "                    record = again\n", "                    pass\n")],
 )
 
-# What is searched.
+# The systems that are searched
 
 A, B = (worker, "A", "reset", "x"), (worker, "B", "reset", "x")
 A_RAISE, B_REUSE = (worker, "A", "raise", "x"), (worker, "B", "reuse", "x")
@@ -232,7 +234,7 @@ LARGE = {
     "conditions asked for, reuse": System([A, B_REUSE, B, A_RAISE], ASKING),
 }
 
-# Where a late writer alone would do harm, only the last process writes.
+# Where a late writer alone would break the promises, only the last process writes.
 WRONG = {
     "one key per task with list-and-delete": System([A_BEGINS, B_BEGINS, B], ONE_KEY, timeouts=0),
     "deleting only foreign headers": System([A_BEGINS, B_BEGINS, A], FOREIGN, timeouts=0),
@@ -244,7 +246,7 @@ WRONG = {
     "reuse that writes into the old generation": System([A, B_REUSE], IN_PLACE, timeouts=0),
 }
 
-# The other half of the overlay, and what only a request that takes effect late or twice can do.
+# Variants of the overlay, and those that only a request can break which takes effect late or twice.
 ALSO_WRONG = {
     "a record with a base equals inputs": System([A, B_REUSE, A_RAISE], BASE_EQUALS, timeouts=0),
     "collecting the base": System([A, B_REUSE, COLLECT], BASE_GOES, timeouts=0),

@@ -1,8 +1,8 @@
 """Searches all that can happen to processes that share a storage.
 
 A `Search` drives the steps of the package through `protocol_steps.py`, over a storage that is a
-value here. A process is known by the place where its steps stand; `mistaken` tells whether that
-leaves out anything that matters.
+value here. Processes whose steps stand at the same place are taken for one another, and `mistaken`
+tells whether that leaves out anything that matters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from .protocol_steps import (
     runs,
 )
 
-Program = tuple[Any, ...]  # A generator function, and its arguments after the code.
+Program = tuple[Any, ...]
+"""A generator function, and the arguments that it gets after the code."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,19 @@ class Rules:
     """What the storage and its client do."""
 
     token_in_key: bool = True
-    # A local `detach` renames the folder with all that is in it.
+    # `detach` takes away all files of the folder, as on a local disk, where it renames the folder.
     detaches_files: bool = False
-    # A client of S3 sends a swap that timed out again by itself.
+    # The client sends a swap that timed out once more, as that of S3 does.
     resends_swap: bool = False
-    # Whether swaps are conditional is not known yet, and each store finds out with its first one.
+    # Stores do not know yet whether swaps are conditional, and find out with their first one.
     asks_conditions: bool = False
-    # A version of the record may come again after others.
+    # The record may come to have a version again that it had before.
     versions_return: bool = False
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The code as it is shipped, or with changes that make it wrong."""
+    """The code as it is shipped or with changes, and the rules of its storage."""
 
     rules: Rules = field(default_factory=Rules)
     changes: Sequence[Change] = ()
@@ -66,7 +67,10 @@ class Variant:
 
 @dataclass
 class System:
-    """One process for each program. `lives` of the first ones; the others have one."""
+    """Programs, each of which is run by a process.
+
+    `lives` says for the first processes how often they start; the others start once.
+    """
 
     programs: Sequence[Program]
     variant: Variant = field(default_factory=Variant)
@@ -76,13 +80,15 @@ class System:
     pages_at_once: int = 1
 
 
-# What the requests do.
+# What the requests do
 
 
 class Storage(NamedTuple):
-    """`promised` are the task and token of every write that returned, until the record no longer
-    refers to that generation: what a reset or a clear gives up it may take, but not what a reuse
-    does."""
+    """What is stored, and which requests may still take effect.
+
+    `promised` has the task and token of every write that returned, as long as the record refers to
+    its generation. A reset or a clear ends these promises, but a reuse does not.
+    """
 
     record: Record | None = None
     files: frozenset[File] = frozenset()
@@ -97,7 +103,7 @@ class Storage(NamedTuple):
         after = self._replace(record=record)
         late = self.late
         if not rules.versions_return:
-            # A swap against a version that is gone can be forgotten.
+            # A late swap against a version that is gone can never take effect.
             late = tuple(r for r in late if r[0] != "swap" or r[1] in (None, record))
         promised = self.promised
         if record is None or record.base is None:
@@ -106,7 +112,7 @@ class Storage(NamedTuple):
 
 
 def apply(rules: Rules, page: int, storage: Storage, request: Request) -> list[tuple[Storage, Any]]:
-    """The storage after a request and the reply to it. Of a listing there are several."""
+    """The storage after a request, and the reply. A listing may have any of several replies."""
 
     def key(file: File) -> tuple[str, int | str]:
         return file.task, file.token if rules.token_in_key else COMMON
@@ -130,7 +136,7 @@ def apply(rules: Rules, page: int, storage: Storage, request: Request) -> list[t
     if verb == "swap":
         old, new = arguments
         if storage.record != old:
-            # Once it is refused it never takes effect, unless it was sent before.
+            # A swap that was refused never takes effect, unless it was also sent before.
             return [(storage, Swapped(new.nonce if rules.resends_swap else GONE, REFUSED))]
         return [(storage.change(rules, new), Swapped(new.nonce, DONE))]
     if verb == "detach":
@@ -147,7 +153,10 @@ def drawn(request: Request, number: int) -> Request:
 
 
 def broken(storage: Storage, run: Run | None) -> str | None:
-    """Which promise does not hold in a state with this run: all that it could read is looked at."""
+    """The promise that does not hold in a state, if any.
+
+    Everything is looked at that this run could read.
+    """
     there = {(file.task, file.token) for file in storage.files}
     for task, token in storage.promised:
         if not storage.live(token):
@@ -163,9 +172,12 @@ def broken(storage: Storage, run: Run | None) -> str | None:
 def wrongly_resumed(
     rules: Rules, record: Record | None, run: Run, sent: Collection[int | str]
 ) -> str | None:
-    """Which promise the record breaks that there is when a run begins, having sent some nonces."""
+    """The promise that the record breaks when a run begins, if any.
+
+    `sent` are the nonces that the process of the run has sent.
+    """
     if record is None or record.token != run.token:
-        # A store that asks about conditions swaps twice, and others may do so in between.
+        # A store that finds out about conditions swaps twice, and others may swap in between.
         if rules.asks_conditions and (record is None or record.nonce not in sent):
             return None
         return f"FORGOTTEN: no record names generation {run.token}"
@@ -174,19 +186,24 @@ def wrongly_resumed(
     return None
 
 
-# The search.
+# The search
 
 
 class Process(NamedTuple):
-    """A process between two requests. `replies` led there from the start of its program."""
+    """A process between two requests.
+
+    `replies` are all that it has got since the start of its program.
+    """
 
     program: Program
     lives: int
     replies: tuple[Any, ...]
     request: Request | None
-    is_again: bool  # Whether the client of the storage sends the request again.
+    is_again: bool
+    """Whether the client of the storage sends the request a second time."""
     run: Run | None
-    numbers: int  # Those that its variables hold, as bits.
+    numbers: int
+    """The numbers that its variables hold, each a bit."""
     wrong: str | None = None
 
     def __str__(self) -> str:
@@ -200,8 +217,11 @@ class Found(NamedTuple):
     trace: list[str]
 
 
-State = tuple[int, ...]  # The index of a storage, and those of the processes.
-Move = tuple[str, int, int]  # What happens, and the storage and the process after it.
+State = tuple[int, ...]
+"""The index of a storage, and the indices of the processes."""
+
+Move = tuple[str, int, int]
+"""A description of what happens, and the indices of the storage and of the process after it."""
 
 
 class Search:
@@ -213,10 +233,11 @@ class Search:
             asks_conditions=self.rules.asks_conditions,
             pages_at_once=system.pages_at_once,
         )
-        self._storages: list[tuple[Storage, int]] = []  # Each with the numbers in it, as bits.
+        # With each storage the numbers in it, each a bit.
+        self._storages: list[tuple[Storage, int]] = []
         self._processes: list[Process] = []
         self._indices: dict[Any, int] = {}
-        # All that was worked out once.
+        # What was worked out once is kept here.
         self._led: dict[tuple[Program, int, tuple[Any, ...]], int] = {}
         self._moves: dict[tuple[int, ...], list[Move]] = {}
         self._wrong: dict[tuple[int, int], str | None] = {}
@@ -224,10 +245,10 @@ class Search:
         self._renamed: dict[tuple[int, tuple[int, ...]], int] = {}
 
     def explore(self, *, merge: bool = True) -> Found:
-        """All states, breadth first, until one is wrong: no trace to a wrong one is shorter.
+        """Explores all states, breadth first, until one is wrong. So its trace is a shortest one.
 
-        `merge` takes states for one that differ only in names and in which process is which. There
-        are fewer, by a factor of ten, but the trace is lost.
+        With `merge`, states are taken for one if they differ only in the names of tokens and nonces
+        and in which process is which. That leaves a tenth of the states, but no trace.
         """
         given = zip_longest(self.system.programs, self.system.lives, fillvalue=1)
         processes = (self._process(program, lives, ()) for program, lives in given)
@@ -250,11 +271,11 @@ class Search:
         return Found(len(parents), depth, None, [])
 
     def mistaken(self) -> Iterator[tuple[Any, ...]]:
-        """Processes that were taken for another after the same reply to which they differ.
+        """Processes that were taken for one another, and go on differently after the same reply.
 
-        To be called once all states are explored. If there is none, then what the search leaves out
-        of a process cannot change what the process does: whatever happened to the one of two that
-        was gone on with would have led the other to the same requests.
+        This is called once all states are explored. Of two processes that the search takes for one,
+        it goes on with only one. If this finds nothing, the other would have requested the same. So
+        what the search leaves out of a process cannot change what the process does.
         """
         replied: dict[Any, list[Any]] = {}
         for program, lives, replies in self._led:
@@ -306,7 +327,7 @@ class Search:
                 self._next(process, reply, then),
             )
         if storage.timeouts and verb in ("swap", "put", "delete", "delete_if_same", "detach"):
-            # Keys are deleted one by one.
+            # A late deletion of several keys may take effect for each key at another time.
             keys = request[1] if verb == "delete" else ()
             late = tuple((verb, (key,)) for key in keys) or (request,)
             then = storage._replace(late=storage.late + late, timeouts=storage.timeouts - 1)
@@ -353,7 +374,10 @@ class Search:
         return index
 
     def _process(self, program: Program, lives: int, replies: tuple[Any, ...]) -> int:
-        """The process that these replies lead to. It is known by the place where its steps are."""
+        """The index of the process that these replies lead to.
+
+        Processes whose steps stand at the same place have the same index.
+        """
         led = program, lives, replies
         if led not in self._led:
             self._led[led] = self._intern(*self._replayed(*led))
@@ -364,7 +388,7 @@ class Search:
     ) -> tuple[Any, Process]:
         """The place to which replies lead from the start of a program, and the process there.
 
-        A suspended generator cannot be copied, so that all replies are sent to a new one.
+        A suspended generator cannot be copied. So a new one is made and sent all the replies.
         """
         swaps = [reply for reply in replies if isinstance(reply, Swapped)]
         before = [None, *(reply.outcome for reply in swaps)]
@@ -402,7 +426,7 @@ class Search:
         return held
 
     def _canonical(self, state: State) -> State:
-        """One of the states that are the same but for names and for the order of processes."""
+        """The state that stands for all that differ only in names and in the order of processes."""
         storage, *processes = state
         at = (storage, self._held(state))
         if at not in self._names:
@@ -418,7 +442,7 @@ class Search:
         return (storage, *sorted(processes))
 
     def _renaming(self, index: int, held: int) -> tuple[int, tuple[int, ...]]:
-        """Names numbers in the order in which they stand in the storage, then the others."""
+        """Numbers tokens and nonces anew, beginning with those in the storage, in their order."""
         storage = self._storages[index][0]
         places = (storage.record, storage.late, tuple(sorted(storage.files)))
         order = list(dict.fromkeys((*numbers(places), *range(held.bit_length()))))
@@ -437,7 +461,7 @@ class Search:
 
 
 def numbers(value: object) -> Iterator[int]:
-    """The tokens and nonces in a value, in the order in which they stand there."""
+    """The tokens and nonces in a value, in their order there."""
     if type(value) is int:
         yield value
     elif isinstance(value, tuple | frozenset):
@@ -461,7 +485,7 @@ def _bits(value: object) -> int:
 
 
 def _words(value: Any) -> str:
-    """Records as inputs@token+base, files as task@token=origin."""
+    """Describes a value: a record as inputs@token+base, a file as task@token=origin."""
     if isinstance(value, Record):
         return f"{value.inputs}@{value.token}" + ("" if value.base is None else f"+{value.base}")
     if isinstance(value, File):

@@ -5,13 +5,14 @@ The search does not drive a model of the protocol but the protocol: `resume`, `c
 They are loaded a second time, as a `Code` of their own, in which three things are replaced:
 
 - A record is stored as it is, an abstract `Record`, and not as JSON.
-- What `secrets` draws is chosen by the search, and no clock is looked at.
-- A page of retired files is looked at before the next is listed, and nobody gives up.
+- The search chooses what `secrets` draws, and no clock is read.
+- A page of retired files is dealt with before the next is listed, and no operation gives up.
 
 A wrong variant is the same code with a few lines of its source changed.
 
-What runs side by side (`Each`) is run one after another. All that is are pages of one collect, and
-that they overlap is searched as well: by several processes that collect, interleaved in every way.
+Operations that run side by side (`Each`) are run one after another here. The only such operations
+are the pages of one collect. Pages that overlap are searched all the same, because several
+processes collect, interleaved in every way.
 """
 
 from __future__ import annotations
@@ -37,17 +38,18 @@ from checkpoint_store._steps import Call, Each, Pause, Steps
 from checkpoint_store.errors import StorageError
 
 WORKFLOW = "wf"
-MIXED = "mixed"  # The origin of what a run computes from checkpoints of other inputs.
+MIXED = "mixed"
+"""The origin of what a run computes from checkpoints of other inputs."""
 
 DONE, REFUSED = "done", "refused"
-ERROR = "error"  # Timed out: whether the request takes effect is unknown.
-AGAIN = "again"  # Timed out, and the client of the storage sends it again by itself.
+ERROR = "error"  # The request timed out, and nobody knows whether it takes effect.
+AGAIN = "again"  # The request timed out, and the client of the storage sends it once more.
 
-# Tokens and nonces are numbers to the search and 16 digits to the code. Those that begin like these
-# are no numbers but names, which are never renamed.
-NEW = "f" * 16  # Drawn, but not sent yet. The number is chosen when it is sent.
-GONE = "f" * 15 + "0"  # Of a swap that was refused: it never comes into a record.
-COMMON = "f" * 15 + "1"  # In place of a token in the keys of a variant without.
+# Tokens and nonces are numbers to the search and 16 digits to the code. These three are no numbers
+# but names, and are never renamed.
+NEW = "f" * 16  # One that is drawn but not sent yet. Its number is chosen when it is sent.
+GONE = "f" * 15 + "0"  # That of a swap that was refused, which never comes into a record.
+COMMON = "f" * 15 + "1"  # It stands in the keys of a variant whose keys have no token.
 
 
 class Record(NamedTuple):
@@ -58,7 +60,7 @@ class Record(NamedTuple):
 
 
 class File(NamedTuple):
-    """`origin` is what the payload was computed from: some inputs, or MIXED."""
+    """A checkpoint. Its `origin` is what it was computed from: some inputs, or MIXED."""
 
     task: str
     origin: str
@@ -100,14 +102,17 @@ def text(token: int | str) -> str:
 
 
 class Supply:
-    """In place of `secrets`. A record's token and nonce may be one number: they never meet."""
+    """Takes the place of `secrets`.
+
+    The token and the nonce of a record may be the same number, because they are never compared.
+    """
 
     def __init__(self) -> None:
         self.numbers: list[int | str] = []
 
     def token_hex(self, size: int) -> str:
         drawn = text(self.numbers[0] if self.numbers else NEW)
-        if size == 16 and self.numbers:  # The nonce, which is drawn last.
+        if size == 16 and self.numbers:  # This is the nonce, which is drawn last.
             del self.numbers[0]
         return drawn
 
@@ -132,13 +137,13 @@ class Code:
         record.secrets, record._now = self._supply, str
         self.protocol.encode_record, self.protocol.decode_record = abstract, cache(self._concrete)
         self.protocol.PAGES_AT_ONCE = pages_at_once
-        self.protocol.TRIES = 1_000  # More than there are others who change the record.
+        self.protocol.TRIES = 1_000  # There are fewer other changes of the record than that.
         for module in modules:
             if hasattr(module, "logger"):
                 module.logger = logging.Logger("unheard", logging.CRITICAL)
 
     def begin(self, numbers: Sequence[int | str]) -> None:
-        """Lets another process run, with the numbers that it draws first."""
+        """Makes a new store for another process. It draws these numbers first."""
         self._supply.numbers = list(numbers)
         self.filesystem = SimpleNamespace(
             conditional_writes=self._conditional, caveat=None, warned=True
@@ -160,7 +165,10 @@ def abstract(record: Any) -> Record:
 
 
 def _loaded(names: Sequence[str], changes: Sequence[Change]) -> list[Any]:
-    """Modules of the package under another name, which import each other and else the originals."""
+    """Modules of the package, loaded once more under another name.
+
+    They import each other, and of the other modules the originals.
+    """
     package, alias = checkpoint_store.__name__, "searched"
     for name in names:
         importlib.import_module(f"{package}.{name}")
@@ -186,11 +194,11 @@ def _loaded(names: Sequence[str], changes: Sequence[Change]) -> list[Any]:
             del sys.modules[name]
 
 
-# What the steps request, as the search knows it, and what they are sent for its replies.
+# Requests of the steps in the words of the search, and its replies in those of the steps
 
 
 def calls(steps: Steps[Any]) -> Generator[Call, Any, Any]:
-    """The calls of some steps, of those side by side one after another."""
+    """Yields the calls of some steps. Runs what is to run side by side one after another."""
     reply: Any = None
     error: Exception | None = None
     while True:
@@ -202,7 +210,8 @@ def calls(steps: Steps[Any]) -> Generator[Call, Any, Any]:
         try:
             match request:
                 case Call(verb="list_leftovers"):
-                    reply = Page[str]([])  # What others than files are left is not searched.
+                    # The storage of the search has no leftovers of other kinds than files.
+                    reply = Page[str]([])
                 case Call():
                     reply = yield request
                 case Each(operations, done):
@@ -241,7 +250,7 @@ def requested(call: Call) -> Request:
 
 
 def answer(code: Code, steps: Generator[Call, Any, Any], call: Call, reply: Any) -> Call:
-    """Sends a reply of the search's, and returns the next call."""
+    """Sends the steps a reply of the search, and returns their next call."""
     if reply is ERROR or (isinstance(reply, Swapped) and reply.outcome is ERROR):
         return steps.throw(StorageError("timed out"))
     match call.verb:
@@ -254,7 +263,7 @@ def answer(code: Code, steps: Generator[Call, Any, Any], call: Call, reply: Any)
                 code.filesystem.conditional_writes = True
             return steps.send(reply.outcome is DONE)
         case "list_files":
-            # A page with nothing is the last.
+            # An empty page is the last.
             names = [Entry(f"{task}@{text(token)}") for task, token in reply]
             return steps.send(Page(names, "more" if names else None))
         case "delete":
@@ -269,13 +278,13 @@ def _place(key: str) -> tuple[str, int | str]:
     return task, number(token)
 
 
-# Where a process is.
+# The place of a process
 
 
 def place(steps: Any) -> Any:
-    """All that the rest of some suspended steps depends on: where they stand, and variables.
+    """Everything that suspended steps depend on from here: where they stand, and their variables.
 
-    Numbers in it are tokens or nonces, and nothing else is a number.
+    All numbers in the value are tokens or nonces.
     """
     frame = steps.gi_frame
     if frame is None:
@@ -293,31 +302,32 @@ def place(steps: Any) -> Any:
 
 
 IDLE = {
-    ("change_record", "attempt"),  # Counts up to TRIES, which is never reached.
-    ("change_record", "versions"),  # Chooses the words for having given up.
-    ("collect", "removed"),  # Is returned, and used for nothing.
+    ("change_record", "attempt"),  # It counts up to TRIES, which is never reached.
+    ("change_record", "versions"),  # It chooses the message for giving up.
+    ("collect", "removed"),  # It is returned, and nothing uses it.
 }
-"""Variables that cannot change what is requested. `test_protocol_model.py` tries it."""
+"""Variables that cannot change what is requested, which `test_protocol_model.py` shows."""
 
 
 def _known(function: str, name: str, value: Any) -> Any:
     match function, name:
         case "change_record", "sent":
-            # What had been found is told to people. What was refused is never found again.
+            # The record that was found is only used in messages, and a swap that was refused is
+            # never found in the storage.
             return tuple(
                 known((nonce, record, decision))
                 for nonce, (_, record, decision) in value.items()
                 if nonce != GONE
             )
         case "gather", "results":
-            # Only a collect gathers. Which files it deleted is counted, and used for nothing.
+            # Only collecting gathers. It counts the files that were deleted, and nothing uses that.
             outcomes = [pair if pair is None else pair[1] for pair in value.values()]
             return (str(len(value)), known(outcomes))
     return known(value)
 
 
 def known(value: Any) -> Any:
-    """A value as something hashable that is the same whenever the value is."""
+    """Something hashable that is equal for equal values."""
     match value:
         case str():
             return _named(value)
@@ -343,21 +353,21 @@ def known(value: Any) -> Any:
             return str(value.conditional_writes)
         case Code():
             return known(value.filesystem)
-    match type(value).__name__:  # Of these each code has its own.
+    match type(value).__name__:  # Each code has classes of its own for these.
         case "Record":
             return abstract(value)
         case "Run":
             base = None if value._base is None else number(value._base)
             return Run(number(value.token), base, origin_of(value))
         case "Decision":
-            return value.action  # The rest is for people.
+            return value.action  # Only messages use its other attributes.
         case "CheckpointStore":
             return known(value._filesystem)
     raise TypeError(f"the search does not know how to tell {value!r} from others")
 
 
 def origin_of(run: Any) -> str:
-    """What a run computes its results from."""
+    """The origin of what a run computes."""
     is_mixed = run.decision is not None and run.decision.action == "reuse"
     return MIXED if is_mixed else str(run.fingerprint)
 
@@ -370,7 +380,7 @@ def _named(text: str) -> Any:
 
 
 def runs(value: Any) -> Iterator[Run]:
-    """The runs in a place."""
+    """Yields the runs that a place has."""
     if isinstance(value, Run):
         yield value
     elif isinstance(value, tuple):
@@ -380,10 +390,10 @@ def runs(value: Any) -> Iterator[Run]:
 
 @cache
 def _alive(code: CodeType) -> dict[int, frozenset[str]]:
-    """For each instruction the variables whose values may be used after it.
+    """For each instruction, the variables whose values may be used after it.
 
-    The others are forgotten, as if there were a `del` for each. The variable of a `for` loop never
-    is, for it tells how far the loop has come.
+    The search forgets the others, as if they were deleted there. It never forgets the variable of a
+    `for` loop, which tells how far the loop has come.
     """
     steps = list(dis.get_instructions(code))
     indices = {step.offset: index for index, step in enumerate(steps)}
@@ -404,7 +414,7 @@ def _alive(code: CodeType) -> dict[int, frozenset[str]]:
                 lambda step: "STORE" in step.opname or "UNPACK" in step.opname, steps[index + 1 :]
             )
             kept = kept.union(*map(_names, targets))
-    alive: list[set[str]] = [set() for _ in steps]  # Before each instruction.
+    alive: list[set[str]] = [set() for _ in steps]  # Those before each instruction.
     changed = True
     while changed:
         changed = False
@@ -424,7 +434,7 @@ _ENDS = (
     "RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE",
     "JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT",
 )  # fmt: skip
-"""After these does not come what stands after them."""
+"""Instructions after which the next one in the code is not executed."""
 
 
 def _names(step: dis.Instruction) -> set[str]:

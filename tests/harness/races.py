@@ -13,8 +13,9 @@ Each seed is three races of 8 processes, all released at once:
   the seed. The checkpoints tell who wrote them, in which generation, and for which inputs.
 
 Every process notes when each operation began and ended, and what it was told. `judge_record` then
-looks for an order in which all that was told of the record is true, were it changed by one process
-at a time, and `judge_checkpoints` for a write that was lost or overwritten by an older one.
+looks for an order of the operations, one at a time, in which everything is true that the processes
+were told of the record. `judge_checkpoints` looks for a write that was lost or overwritten by an
+older one.
 """
 
 from __future__ import annotations
@@ -49,37 +50,39 @@ from checkpoint_store.errors import CorruptRecordError
 
 from . import servers
 from .backends import LocalBackend, MinistackBackend
+from .environment import TIMEOUT
 
 PROCESSES = 8
 TASKS = [str(process) for process in range(PROCESSES)]
-"""Each process writes one of them."""
-PATIENCE = 300
-"""Seconds until what hangs is a failure."""
+"""Each process writes the task with its own number."""
 HESITATION = 0.02
-"""Seconds that one request in ten is late, at most."""
+"""One request in ten is late by up to this many seconds."""
 
 
 # The judge
 
 
 class Call(NamedTuple):
-    """An operation, and what it told: for times the system's monotonic clock, in nanoseconds."""
+    """An operation and what the process was told.
+
+    `start` and `end` are nanoseconds of the monotonic clock, which all processes share.
+    """
 
     process: int
     start: int
     end: int
     kind: str
     given: str | None = None
-    """The fingerprint it was called with."""
+    """The fingerprint that the operation was called with."""
     seen: str | None = None
-    """The one it found in the record."""
+    """The fingerprint that it found in the record."""
     token: str | None = None
     base: str | None = None
     task: str | None = None
     number: int = 0
-    """Of the write, or of the one that was read; 0 for a checkpoint that was not there."""
+    """The number of the write, also in a read that found it; 0 if the read found nothing."""
     origin: str | None = None
-    """The generation of the write that was read."""
+    """The generation of the write that a read found."""
 
 
 class Version(NamedTuple):
@@ -87,7 +90,7 @@ class Version(NamedTuple):
 
     fingerprint: str | None
     token: str | None
-    """None until somebody is told: `write_fingerprint` is not."""
+    """None as long as nobody has been told it, as after `write_fingerprint`."""
     base: str | None = None
 
 
@@ -97,8 +100,10 @@ RECORD_KINDS = {
 
 
 def follow(record: Version | None, call: Call) -> list[Version | None]:
-    """What the record is after a call that found it so; nothing if that would have told another
-    thing than it did."""
+    """What the record may be after a call that found it like this.
+
+    The list is empty if such a call would have been told something else.
+    """
     if record is None:
         if call.seen is None and call.kind in ("start", "run", "write"):
             return [Version(call.given, call.token)]
@@ -107,7 +112,7 @@ def follow(record: Version | None, call: Call) -> list[Version | None]:
     changed = base is not None or fingerprint != call.given
     same = token in (None, call.token) and base == call.base
     told = Version(fingerprint, call.token, call.base)
-    # The run of a mixture has no fingerprint.
+    # A run of a workflow that is mixed has no fingerprint.
     seen = None if call.kind == "run" and base is not None else fingerprint
     after: Version | None
     match call.kind:
@@ -137,11 +142,11 @@ def follow(record: Version | None, call: Call) -> list[Version | None]:
 
 
 def judge_record(calls: Sequence[Call]) -> None:
-    """Raises `AssertionError` unless the calls are linearizable: each must have had its effect in
-    one moment between its beginning and its end.
+    """Raises `AssertionError` unless the calls are linearizable.
 
-    At the end of each call, all ways are kept in which it may have had its effect, with those of
-    the calls under way that must have had theirs before it.
+    That means that each has its effect at one moment between its beginning and its end. The calls
+    are gone through in the order of their ends. At each end, every order is kept in which the call
+    has had its effect by then, after any of the calls that are under way.
     """
     calls = [call for call in calls if call.kind in RECORD_KINDS]
     starts = [(call.start, False, number) for number, call in enumerate(calls)]
@@ -182,8 +187,11 @@ def explain(
 
 
 def judge_checkpoints(calls: Sequence[Call]) -> None:
-    """Raises `AssertionError` if a read missed a write that had returned before it began, or told
-    of one that began after it. Each task is written by one process, which numbers its writes."""
+    """Raises `AssertionError` if a read missed a write that had returned before the read began, or
+    found one that began after the read was over.
+
+    Each task is written by only one process, which numbers its writes.
+    """
     writes: dict[tuple[str | None, str | None], list[Call]] = {}
     for call in calls:
         if call.kind == "dump":
@@ -215,7 +223,7 @@ def _prepare(barrier: Barrier) -> None:
 
 
 def _expected(message: logging.LogRecord) -> bool:
-    """Silences the warning of a reuse. That a reset could not delete the old files is a failure."""
+    """Silences warnings. The one that a reset could not delete the old files fails the race."""
     assert "was reset, but" not in message.msg, message.getMessage()
     return False
 
@@ -230,9 +238,12 @@ Race = Callable[..., list[Any]]
 
 @contextmanager
 def racers(store: CheckpointStore) -> Iterator[Race]:
-    """What calls a function in all processes at once, with the store and the process's number."""
+    """Starts the processes, and gives a function that calls another one in all of them at once.
+
+    The other function gets the store and the number of its process.
+    """
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(PROCESSES, timeout=PATIENCE)
+    barrier = context.Barrier(PROCESSES, timeout=TIMEOUT)
     with ProcessPoolExecutor(PROCESSES, context, _prepare, (barrier,)) as pool:
 
         def race(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -240,15 +251,18 @@ def racers(store: CheckpointStore) -> Iterator[Race]:
                 pool.submit(_at_once, function, store, process, *arguments)
                 for process in range(PROCESSES)
             ]
-            return [future.result(PATIENCE) for future in futures]
+            return [future.result(TIMEOUT) for future in futures]
 
         race(warm_up)
         yield race
 
 
 def warm_up(store: CheckpointStore, process: int) -> None:
-    """Connects, finds out what the storage does, and leaves room for others to come between two
-    requests: pages are small, and now and then a request is late."""
+    """Connects, and finds out whether the storage honours conditions.
+
+    From then on pages are small and a request is late now and then, so that other processes often
+    come in between two requests.
+    """
     store.run(f"warm {process}")
     store.clear(f"warm {process}")
     assert store.conditional_writes, "there is no race to win without conditional writes"
@@ -269,7 +283,7 @@ def hesitant(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Racer:
-    """One process in a race for a workflow, and its notes."""
+    """A process that races for a workflow, and notes what it is told."""
 
     def __init__(self, store: CheckpointStore, workflow: str, process: int) -> None:
         self.store = store
@@ -287,7 +301,7 @@ class Racer:
         try:
             self._perform(kind, fingerprint, task)
         except ContentionError:
-            # A checkpoint has no rivals: only clears that follow each other at once stop a write.
+            # Writing a checkpoint changes no record, so that there is nothing to contend for.
             if kind == "dump":
                 raise
             self._note("contention")
@@ -345,8 +359,11 @@ class Racer:
         self._note("dump", token=run.token, task=TASKS[self.process], number=self._written)
 
     def _loaded(self, run: Run, values: dict[str, Any]) -> None:
-        """Notes what was read, or not there. That is nothing to wonder at in a retired generation,
-        but one that is current afterwards was so all the time: no token comes back."""
+        """Notes which writes a read has found.
+
+        A read in a retired generation may find nothing, and is noted as such. A generation that is
+        current after the read has been so all the time, because no token comes back.
+        """
         own = all(value and value["token"] == run.token for value in values.values())
         retired = not own and not run.is_current()
         for task, value in values.items():
@@ -356,7 +373,7 @@ class Racer:
             else:
                 told = {"token": run.token, "base": run._base, "task": task, "origin": origin}
                 self._note("load", number=value["number"] if value else 0, **told)
-            # Those of a run without inputs may have been labelled since.
+            # A run without inputs may have written into a generation that got a fingerprint later.
             if value and run._base is None and _inputs(run):
                 assert value["inputs"] in (None, run.fingerprint), f"{run} was given {value}"
 
@@ -403,14 +420,14 @@ def mix(
     racer = Racer(store, workflow, process)
     for turn in range(operations):
         (kind,) = random_.choices(list(kinds), list(kinds.values()))
-        # All go on to other inputs at about the same time, but not all at once.
+        # All processes go on to the next inputs at about the same time, but not at the same turn.
         inputs = (turn + random_.randrange(4)) // 20
         racer.perform(kind, f"inputs {inputs}", random_.choice(TASKS))
     return racer.calls
 
 
 def race_once(race: Race, store: CheckpointStore, seed: int, operations: int) -> Counter[str]:
-    """The three races of a seed, and how often what came out of an operation."""
+    """Runs the three races of a seed, and counts the outcomes of the operations."""
     workflow = f"seed {seed}"
     counts: Counter[str] = Counter()
 
@@ -426,7 +443,7 @@ def race_once(race: Race, store: CheckpointStore, seed: int, operations: int) ->
     for number in range(operations // 10):
         name = f"{workflow}, new {number}"
         judge(name, race(create, name, "of {}" if number % 2 else "of all"))
-    # Every try that fails is one of another process that succeeds, and there are fewer of them.
+    # A try fails only if another process succeeds, and there are fewer other processes than tries.
     assert not counts["contention"], "a race for a new workflow was given up"
 
     reached = [number for numbers in race(count, workflow, operations // 8) for number in numbers]
@@ -444,20 +461,17 @@ def race_once(race: Race, store: CheckpointStore, seed: int, operations: int) ->
 
 @contextmanager
 def storage(url: str) -> Iterator[CheckpointStore]:
-    """A store at a URL, or in a storage that is made for it."""
+    """A store at a URL, or in a storage that is made for the races."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if url == "local":
             store = LocalBackend(Path(folder)).store(durable=False)
         elif url == "s3":
-            CACHE.mkdir(parents=True, exist_ok=True)
-            store = MinistackBackend(stack.enter_context(servers.ministack_server(CACHE))).store()
+            servers.KEPT.mkdir(parents=True, exist_ok=True)
+            endpoint = stack.enter_context(servers.ministack_server(servers.KEPT))
+            store = MinistackBackend(endpoint).store()
         else:
             store = CheckpointStore(url)
         yield stack.enter_context(store)
-
-
-CACHE = Path(__file__).parents[2] / ".pytest_cache/d/ministack"
-"""Where pytest keeps it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from checkpoint_store import CheckpointStore
 from checkpoint_store._filesystems.base import Filesystem, Stored
 from checkpoint_store._filesystems.s3 import S3Filesystem
 from checkpoint_store._steps import drive, list_all
@@ -13,9 +14,9 @@ from checkpoint_store._steps import drive, list_all
 from .buckets import Bucket
 from .servers import Proxy, Request, Response
 
-MiB = 1024**2
 ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
 
+# Tests run on both servers, unless one of these marks says which one a test is for.
 on_moto = pytest.mark.parametrize("s3_server", ["moto"], indirect=True)
 on_ministack = pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)
 
@@ -23,6 +24,11 @@ on_ministack = pytest.mark.parametrize("s3_server", ["ministack"], indirect=True
 def connect(bucket: Bucket, endpoint: str, **options: Any) -> S3Filesystem:
     options = {**bucket.options(endpoint), **options}
     return S3Filesystem(bucket.name, "root", options, max_concurrency=8)
+
+
+def open_store(bucket: Bucket, endpoint: str, **options: Any) -> CheckpointStore:
+    options = {**bucket.options(endpoint), **options}
+    return CheckpointStore(f"s3://{bucket.name}/root", storage_options=options)
 
 
 def names_in(fs: S3Filesystem, folder: str) -> list[str]:
@@ -39,10 +45,6 @@ def always(response: Response) -> Any:
         return response
 
     return answer
-
-
-def uploads(bucket: Bucket) -> list[Any]:
-    return list(bucket.client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", ()))
 
 
 def every_operation(fs: S3Filesystem) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Operations on S3, the requests each of them makes, and the workflow that it finds and leaves."""
+"""Operations on S3: the requests that each makes, and what it finds and leaves of a workflow."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from checkpoint_store import (
     resume,
 )
 
-from .backends import s3_client
+from .buckets import s3_client
 from .faults import FaultProxy, Kind
 
 ATTEMPTS = 2
-"""How often botocore sends a request before it gives up."""
+"""How many times botocore sends a request before it gives up."""
 
 IMPATIENT = 0.4
-"""Seconds that a client waits for a reply where one is withheld; elsewhere it has `PATIENT`."""
+"""Seconds that a client waits where a reply is withheld. Elsewhere it waits for `PATIENT`."""
 
 PATIENT = 60
 BUCKET = "faults"
@@ -50,9 +50,10 @@ def stored(inputs: dict[str, str], *tasks: str) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class State:
-    """What a workflow holds: the checkpoints computed from `inputs`, None where it has no record.
+    """A workflow with the checkpoints `tasks`, which were computed from `inputs`.
 
-    A `mixed` one is open to no strict run, and `inputs` are then those of a run with `"reuse"`.
+    `inputs` is None if there is no record. A `mixed` workflow is open to no strict run, and its
+    `inputs` are those of the run that reuses it.
     """
 
     inputs: dict[str, str] | None
@@ -65,7 +66,7 @@ FULL = State(A, stored(A, *TASKS))
 
 
 class World:
-    """One root of its own, with siblings, and stores on both sides of the proxy."""
+    """A root for one test, with siblings of the workflow, and stores with and without the proxy."""
 
     _numbers = itertools.count()
 
@@ -85,11 +86,11 @@ class World:
         self.store = self.through()
 
     def through(self, timeout: float = PATIENT, attempts: int = ATTEMPTS) -> CheckpointStore:
-        """A store behind the proxy that knows nothing yet; its connections are shared."""
+        """A new store that sends its requests through the proxy. It shares its connections."""
         return self._open(self._clients(self.proxy.endpoint, timeout, attempts))
 
     def fresh(self) -> CheckpointStore:
-        """A store past the proxy that knows only that conditions are honoured."""
+        """A new store that goes past the proxy, and knows that conditions are honoured."""
         store = self._open(self._clients(self._server, PATIENT, ATTEMPTS))
         store._filesystem.conditional_writes = True
         return store
@@ -104,7 +105,7 @@ class World:
         return [item["Key"] for item in uploads if item["Key"].startswith(self._prefix)]
 
     def prepare(self, state: State, timeout: float = PATIENT) -> None:
-        """Makes that state, and a store behind the proxy that has changed a record before."""
+        """Makes that state, and a store behind the proxy that knows about conditions already."""
         if state.inputs is None:
             self.store = self.through(timeout)
             return
@@ -119,7 +120,7 @@ class World:
         self.run = self.store.run("wf")
 
     def judge(self, state: State) -> None:
-        """Without faults and from a fresh store."""
+        """Checks with a new store, and without faults, that the workflow is in that state."""
         fresh = self.fresh()
         for inputs in (A, B):
             if state.inputs is None:
@@ -138,11 +139,11 @@ class World:
             assert len(self.files()) == 1 + len(state.tasks)
         resume(fresh, "wf", C, on_input_change="reset")
         if state.inputs is None:
-            fresh.collect("wf")  # What a clear left.
+            fresh.collect("wf")  # A clear that failed may have left files.
         assert self.files() == {"wf/.fingerprint"}
 
     def files(self) -> set[str]:
-        """Those of the workflow, and the siblings are as they were."""
+        """The keys of the workflow. Also checks that the siblings are as they were."""
         reply = self._client.list_objects_v2(Bucket=BUCKET, Prefix=self._prefix)
         found = {
             item["Key"].removeprefix(self._prefix): (item["ETag"], item["Size"])
@@ -153,8 +154,16 @@ class World:
         return own
 
 
+def fill(world: World, inputs: dict[str, str]) -> Run:
+    """What another process may do meanwhile: a reset to these inputs, and all of their tasks."""
+    run = resume(world.fresh(), "wf", inputs, on_input_change="reset")
+    for task in TASKS:
+        run.dump(task, value(inputs, task))
+    return run
+
+
 class _StopError(Exception):
-    """What a block raises that gives up its stream."""
+    """Raised in the block of a stream, so that the stream is discarded."""
 
 
 def write_large(run: Run) -> None:
@@ -191,10 +200,11 @@ def has(run: Run) -> bool:
 
 @dataclass(frozen=True)
 class Operation:
-    """A call of the public API: from one state to another, in these requests if all goes well.
+    """A call of the public API, which takes the workflow from `start` to `end`.
 
-    `result` is what it returns, of a run the action that was decided.
-    `cleanup` says that it returns also where deleting fails, with a warning.
+    `requests` are those that it makes if all goes well. `result` is what it returns, or the action
+    that was decided if it returns a run. With `cleanup`, it returns even if it cannot delete files,
+    and then warns.
     """
 
     name: str
@@ -217,7 +227,7 @@ def on_run(
     result: object = None,
     **changed: bytes | None,
 ) -> Operation:
-    """One that changes at most the checkpoints named."""
+    """An operation of a run, which changes no checkpoints but those in `changed`."""
     tasks = {task: data for task, data in {**start.tasks, **changed}.items() if data is not None}
 
     def with_run(world: World) -> object:
@@ -232,7 +242,7 @@ def resuming(inputs: dict[str, str], policy: Any) -> Callable[[World], object]:
 
 
 def retire(world: World) -> None:
-    """Leaves files of a generation that is out of reach."""
+    """Makes files of a generation that no run can read any more."""
     late = world.fresh().run("wf")
     resume(world.fresh(), "wf", B, on_input_change="reset")
     for task in TASKS:

@@ -21,8 +21,13 @@ from aiohttp import web
 from filelock import FileLock
 from yarl import URL
 
+from . import ROOT
+
 MINISTACK = "ministack==1.5.33"
-"""It pins a botocore, and so needs an environment of its own."""
+"""This server pins a version of botocore, and so needs an environment of its own."""
+
+KEPT = ROOT / ".pytest_cache/d/ministack"
+"""The folder in which pytest keeps that environment."""
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
 
@@ -37,7 +42,7 @@ def moto_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def ministack_server(folder: Path) -> Iterator[str]:
-    """`folder` keeps the environment it is installed in."""
+    """Runs ministack, which is installed in an environment in `folder` if it is not yet there."""
     port = free_port()
     environment = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3"}
     with _running([str(_ministack(folder))], environment, port, folder) as endpoint:
@@ -64,7 +69,7 @@ asyncio.run(main())
 
 @contextmanager
 def sftp_server() -> Iterator[int]:
-    """Its port. The user `contract` may change whatever this one may."""
+    """Runs an SFTP server and gives its port. Its user `contract` may change what this user may."""
     command = [sys.executable, "-c", _SFTP_SERVER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -160,9 +165,10 @@ def _wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> Non
 
 
 def free_port() -> int:
-    """One that nobody else is given within the next minute.
+    """A port that the system gives to nobody else within the next minute.
 
-    A connection that its server ended keeps the port, except from who asks for it by its number.
+    A connection that its server has closed keeps the port busy for that long. Only a program that
+    asks for the port by its number gets it.
     """
     with socket.socket() as server, socket.socket() as client:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -176,7 +182,7 @@ def free_port() -> int:
 
 @dataclass
 class Request:
-    """As it arrived; `path` and `query` are still encoded. A hook may change it."""
+    """A request as it arrived, with `path` and `query` still encoded. A hook may change it."""
 
     method: str
     path: str
@@ -191,7 +197,7 @@ class Request:
 
 @dataclass
 class Response:
-    """`cut` breaks the connection after that many bytes of the body, or before the head if 0."""
+    """A reply. The connection breaks after `cut` bytes of the body, or before the head if 0."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -200,7 +206,7 @@ class Response:
 
 
 def error(status: int, code: str) -> Response:
-    """An error as S3 words it."""
+    """The reply of S3 to a request that failed with this code."""
     body = f"<Error><Code>{code}</Code><Message>The message of {code}</Message></Error>"
     return Response(status, {"Content-Type": "application/xml"}, body.encode())
 
@@ -218,13 +224,14 @@ class Recorded:
     path: str
     query: str
     status: int
-    """0 if the reply was withheld."""
+    """The status of the reply, or 0 if it was withheld."""
 
 
 class Proxy:
     """Forwards every request to a server, records it, and lets a hook answer instead.
 
-    The hook may call `forward` itself, to change or withhold the reply to an applied request.
+    The hook may call `forward` itself, to change or withhold the reply to a request that the server
+    has carried out.
     """
 
     def __init__(self, target: str) -> None:
@@ -239,7 +246,7 @@ class Proxy:
         return len(self._runner.server.connections) if self._runner.server else 0
 
     def take(self) -> list[Recorded]:
-        """What was recorded since the last call."""
+        """The requests that were recorded since the last call."""
         requests, self.requests = self.requests, []
         return requests
 
@@ -250,7 +257,7 @@ class Proxy:
             for name, value in request.headers.items()
             if name.lower() not in _HOP_BY_HOP
         }
-        data = io.BytesIO(request.body)  # Of plain bytes above 1 MiB aiohttp warns.
+        data = io.BytesIO(request.body)  # aiohttp warns of plain bytes of more than 1 MiB.
         async with self._session.request(
             request.method, url, headers=headers, data=data, allow_redirects=False
         ) as reply:

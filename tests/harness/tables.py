@@ -1,13 +1,11 @@
-"""Tables and columns as expressions, and what a column should be, computed once more.
+"""Tables and columns, given as expressions, and the columns that they should become.
 
-An expression that a library is missing for, or too old, costs no more than the values it cannot
-make. The rules are applied with nothing but `struct`.
+Values are expressions, so that a library that is missing or too old costs only the tests of the
+values that it cannot make. The rules of the format are applied here with nothing but `struct`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import struct
 from collections.abc import Sequence
@@ -18,43 +16,31 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from checkpoint_store import _fingerprint
-from checkpoint_store._fingerprint import MAX_DEPTH, fingerprint
-from checkpoint_store.errors import FingerprintError
+from .fingerprints import sha, tree
 
 LIBRARIES = ("numpy", "pandas", "polars", "pyarrow")
 NAMES = {kind.__name__: kind for kind in (Decimal, ZoneInfo, date, datetime, time, timedelta)}
 NAMES |= {"timezone": timezone, "nan": float("nan")}
 
 
-def value_of(expression: str, **more: object) -> Any:
-    """What the expression makes; the test is skipped where it cannot be made."""
+def libraries_of(expression: str) -> dict[str, Any]:
+    """The libraries that the expression names; the test is skipped where one is missing."""
     used = [name for name in LIBRARIES if re.search(rf"\b{name}\b", expression)]
-    found = {name: pytest.importorskip(name) for name in used}
+    return {name: pytest.importorskip(name) for name in used}
+
+
+def value_of(expression: str, **more: object) -> Any:
+    """The value of the expression; the test is skipped where it cannot be made."""
+    found = libraries_of(expression)
     try:
         return eval(expression, NAMES | found | more)
     except (AttributeError, ImportError, NotImplementedError) as error:
         pytest.skip(f"too old: {error}")
 
 
-def tree(value: object) -> Any:
-    return _fingerprint._Walk().tree(value, MAX_DEPTH)
-
-
 def column_of(value: object) -> Any:
     [[tag, content]] = tree(value).items()
-    # A list is a tuple's equal by choice, and stays one in the tree.
-    return json.loads(json.dumps(content if tag == "!column" else content[1]))
-
-
-def refusal(value: object) -> FingerprintError:
-    with pytest.raises(FingerprintError) as caught:
-        fingerprint({"v": value})
-    return caught.value
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return content if tag == "!column" else content[1]
 
 
 CODES = {"int8": "b", "uint16": "H", "int32": "i", "int64": "q", "uint64": "Q"}
@@ -69,7 +55,10 @@ def bits(flags: Sequence[object]) -> bytes:
 
 
 def expected(kind: str, values: Sequence[Any], *more: object) -> list[Any]:
-    """The column of these values, which None is missing from; `more` are its inner columns."""
+    """The column that these values should become, of which None is missing.
+
+    `more` are the columns within it.
+    """
     present = [value is not None for value in values]
     start = [kind, len(values), None if all(present) else sha(bits(present))]
     if kind in ("string", "binary", "list", "map"):

@@ -1,4 +1,4 @@
-"""A filesystem whose every call a test can count, precede, follow and have fail."""
+"""A filesystem whose calls a test can count, make fail, and do something before and after."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from checkpoint_store._filesystems.base import (
 )
 
 MOST_CALLS = 60
-"""More primitive calls than any operation here may take, however it fails."""
+"""The most primitive calls that any operation may make, however it fails."""
 
 
 class CrashError(BaseException):
-    """The process dies here: nothing catches it, and nothing more of the operation takes effect."""
+    """Stands for the death of the process: nothing catches it, and no later call takes effect."""
 
 
 Hook = Callable[[int, str], None]
@@ -35,7 +35,7 @@ def _nothing(number: int, name: str) -> None:
 
 
 class Tap:
-    """Counts calls, and lets a test act before and after each of them takes effect."""
+    """Counts calls, and lets a test do something before and after each of them."""
 
     def __init__(self, before: Hook = _nothing, after: Hook = _nothing) -> None:
         self.before = before
@@ -62,8 +62,10 @@ class Tap:
 
 
 def _release(opened: object) -> None:
-    """A reply that is lost must not leave an open file in this process, nor one that is removed
-    whenever the traceback, which holds it, is collected."""
+    """Closes a file whose reply is lost.
+
+    Else it would stay open until the traceback, which refers to it, is collected.
+    """
     if isinstance(opened, Upload):
         opened.discard()
     elif close := getattr(opened, "close", None):
@@ -73,10 +75,9 @@ def _release(opened: object) -> None:
 def fault(kind: str, at: int) -> Tap:
     """A tap at whose call number `at` something fails.
 
-    An error is raised before the call takes effect, or after it with its reply lost. A crash is the
-    end of the process before the call, and so after the one that precedes it. In an outage all
-    later calls fail as well. A refusal is an error that a delete does not raise but returns, for
-    one key.
+    An error is raised before the call takes effect, or after it, so that its reply is lost. A crash
+    ends the process before the call, and so after the call that precedes it. In an outage all later
+    calls fail as well. A refusal is an error for one key that a delete returns and does not raise.
     """
     tap = Tap()
     tap.refuses = kind == "refusal"
@@ -99,7 +100,7 @@ KINDS = ("crash", "error before", "error after", "outage", "refusal")
 
 
 class Tapped(Filesystem):
-    """A filesystem whose every primitive goes through a tap."""
+    """A filesystem that makes all its calls through a tap."""
 
     conditions = None
     durability = ""
@@ -131,7 +132,7 @@ class Tapped(Filesystem):
         return bool(self.tap("swap", lambda: self.inner.swap(key, old, data)))
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
-        # A request for several keys may take effect for some of them only.
+        # A request for several keys may take effect for only some of them.
         failures: dict[str, str] = {}
         for key in keys:
             try:
@@ -180,7 +181,7 @@ class TappedUpload:
         if not self.tap.dead:
             self.inner.discard()
         else:
-            # A dead process has no open files, and leaves its temporary ones: as if they were
-            # those of another, they are not discarded when this one drops the upload.
+            # A dead process has no open files but leaves its temporary files behind. So the upload
+            # is made to look like that of another process, and its file is not removed with it.
             getattr(self.inner, "_close", self.inner.discard)()
             self.inner._process = 0

@@ -1,4 +1,4 @@
-"""The storages on which crashes and overtakings are tried, which can be copied as they are."""
+"""Storages that can be copied as they are, on which operations crash and overtake each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .taps import Tap, Tapped
 
 
 class World(ABC):
-    """Some storage, looked at by another way than the library's."""
+    """A storage, which is looked at without the library."""
 
     kind: str
 
@@ -26,7 +26,7 @@ class World(ABC):
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
-        """Every file there is, but for the locks."""
+        """All files except the locks, by their keys."""
 
     @abstractmethod
     def copy(self) -> World: ...
@@ -44,7 +44,7 @@ class World(ABC):
         return store
 
     def folder(self) -> list[str]:
-        """What there is of the workflow: its record, its checkpoints, what was renamed away."""
+        """The keys of the workflow: its record, its checkpoints, and what a clear moved away."""
         return [key for key in self.files() if key.startswith(("wf/", ".tmp/wf~"))]
 
     def others(self) -> dict[str, bytes]:
@@ -86,7 +86,7 @@ class MemoryWorld(World):
 
 
 class GenericWorld(MemoryWorld):
-    """The same files without conditional writes, for one process at a time."""
+    """Files in memory without conditional writes, for one process at a time."""
 
     kind = "generic"
 

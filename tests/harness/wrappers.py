@@ -69,7 +69,7 @@ WRAPPERS: list[Callable[[FrameWriter], Any]] = [
 ]
 
 
-# Dropped without being closed
+# Objects that are dropped without being closed
 
 
 def leave_text(writer: FrameWriter) -> Any:

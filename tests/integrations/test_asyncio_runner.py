@@ -13,9 +13,8 @@ from checkpoint_store import CheckpointStore, InputChangedError, resume
 
 from ..harness import servers
 from ..harness.backends import S3Backend, make_backend
+from ..harness.environment import TIMEOUT
 from .asyncio_runner import run_steps
-
-TIMEOUT = 300
 
 
 class Pipeline:

@@ -21,6 +21,7 @@ import pytest
 from checkpoint_store import CheckpointStore, InputChangedError, Run, resume
 
 from ..harness.backends import make_backend
+from ..harness.environment import TIMEOUT
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,9 +29,6 @@ pytestmark = [
         importlib.util.find_spec("prefect") is None, reason="needs the extra integrations"
     ),
 ]
-
-TIMEOUT = 300
-"""Seconds. The server takes long to start on a busy machine."""
 
 
 def start(results: CheckpointStore | Path, prices: list[int], policy: Any) -> Any:

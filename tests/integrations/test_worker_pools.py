@@ -18,15 +18,12 @@ import pytest
 from checkpoint_store import CheckpointNotFoundError, CheckpointStore, Run, resume
 
 from ..harness.backends import Backend, make_backend
+from ..harness.environment import TIMEOUT, forks_beside_threads
 from .worker_pools import load_or_compute
 
-pytestmark = pytest.mark.filterwarnings(
-    # As Python 3.12 and later say of every fork beside a thread.
-    r"ignore:.*use of fork\(\) may lead to deadlocks:DeprecationWarning"
-)
+pytestmark = forks_beside_threads
 
 WORKERS = 4
-TIMEOUT = 300
 NAMES = [f"square-{number}" for number in range(8)]
 SQUARES = [number**2 for number in range(8)]
 
@@ -70,12 +67,6 @@ def with_multiprocessing(method: str, work: Callable[..., int]) -> list[int]:
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     return make_backend("moto", tmp_path, request)
-
-
-@pytest.fixture
-def store(backend: Backend) -> Iterator[CheckpointStore]:
-    with backend.store() as store:
-        yield store
 
 
 @pytest.fixture
