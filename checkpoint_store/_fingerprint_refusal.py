@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .errors import FingerprintError
 
+IDENTIFY = "pass a value that identifies it (a version or digest; a path does not tell of contents)"
+
 
 class RefusedError(Exception):
     """Why a value has no fingerprint. Each container around the value adds its step to the path."""

@@ -106,7 +106,9 @@ def resumed(
             return found if found.base else overlay(found), decision
         case Record(), Decision(action="raise", change=InputChange() as change):
             raise _changed_error(found, fingerprint, change)
-    return new_record(workflow_id, fingerprint, inputs), decision
+        case _, Decision(action="start" | "reset"):
+            return new_record(workflow_id, fingerprint, inputs), decision
+    raise NotImplementedError(f"nobody says what {decision.action!r} makes of a record")
 
 
 def opened(found: Found, workflow_id: str, fingerprint: str | None) -> tuple[Record, None]:

@@ -169,7 +169,7 @@ class CheckpointStore:
         Memory stays small, except where S3 lists files in no order (directory buckets and some
         servers do): there it takes about 100 bytes for each workflow.
         """
-        distinct = _Distinct() if self._filesystem.in_pieces else None
+        distinct = _Distinct() if self._filesystem.folders_may_repeat else None
         more, is_last = None, False
         while not is_last:
             steps = call(f"listing {self!r}", Filesystem.list_folders, is_ours, more)

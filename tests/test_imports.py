@@ -16,7 +16,8 @@ from .harness import PACKAGE
 
 PURE = {"errors", "_changes", "_handling", "_json", "_modules", "_names", "_policy", "_record"} | {
     *("_fingerprint", "_progress"),
-    *(f"_fingerprint_{name}" for name in ("numpy", "objects", "refusal", "scalars", "tables")),
+    *(f"_fingerprint_{name}" for name in ("numpy", "objects", "refusal", "rules")),
+    *(f"_fingerprint_{name}" for name in ("scalars", "tables", "tree")),
 }
 BASE, URLS = "_filesystems.base", "_filesystems.urls"
 BACKENDS = {f"_filesystems.{name}" for name in ("local", "memory", "s3", "generic", "conditional")}
@@ -35,12 +36,16 @@ ALLOWED: dict[str, set[str]] = {
     "_json": {"errors"},
     "_names": {"errors"},
     "_fingerprint_refusal": {"errors"},
-    "_fingerprint_numpy": {"_fingerprint_refusal"},
-    "_fingerprint_objects": set(),
     "_fingerprint_scalars": {"_modules", "_fingerprint_refusal"},
+    "_fingerprint_numpy": {"_fingerprint_refusal"},
     "_fingerprint_tables": {"_fingerprint_refusal"},
+    "_fingerprint_tree": {"_fingerprint_refusal", "_fingerprint_scalars"},
+    "_fingerprint_objects": {"_modules", "_fingerprint_refusal", "_fingerprint_tree"},
+    "_fingerprint_rules": {"_modules"}
+    | {f"_fingerprint_{name}" for name in ("numpy", "objects", "refusal", "scalars")}
+    | {f"_fingerprint_{name}" for name in ("tables", "tree")},
     "_fingerprint": {"errors", "_modules"}
-    | {f"_fingerprint_{name}" for name in ("numpy", "objects", "refusal", "scalars", "tables")},
+    | {f"_fingerprint_{name}" for name in ("refusal", "rules", "tree")},
     "_record": {"errors", "_json", "_names"},
     "_policy": {"errors", "_changes", "_record"},
     # Bytes under keys, and nothing about workflows.

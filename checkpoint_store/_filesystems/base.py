@@ -165,7 +165,11 @@ def _connect_again(made_by: bytes) -> Filesystem:
 
 
 class Filesystem(ABC):
-    """The primitives. Each raises `FileNotFoundError` for a missing key and for nothing else."""
+    """The primitives. Each raises `FileNotFoundError` for a missing key and for nothing else.
+
+    They may be called from any thread, and in a forked child, which must not use a connection of
+    its parent's or wait for a lock that a thread of its parent's holds.
+    """
 
     conditional_writes: bool | None
     """Whether `swap` is atomic among all writers. None means unknown, until a swap was refused."""
@@ -186,7 +190,7 @@ class Filesystem(ABC):
     is_of_one_process = False
     """Whether only this process has the files, so that another sees none under the same URL."""
 
-    in_pieces = False
+    folders_may_repeat = False
     """Whether `list_folders` may name a folder again after it has named others."""
 
     warned = False
@@ -269,7 +273,10 @@ class Filesystem(ABC):
         """
 
     def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:  # noqa: ARG002
-        """A page of the keys that interrupted operations on a folder have left outside of it."""
+        """A page of the keys of the files that are left of a folder outside of it.
+
+        `detach` has moved them there, or an operation that was interrupted.
+        """
         return Page([])
 
     @abstractmethod
@@ -279,9 +286,11 @@ class Filesystem(ABC):
     def open_write(self, key: str) -> Upload: ...
 
     def detach(self, folder: str, name: str, is_ours: Callable[[str], bool]) -> None:  # noqa: ARG002
-        """Removes the file `name` of a folder, or in the same step the whole folder.
+        """Removes the file `name` of a folder, whose other files are garbage from then on.
 
-        The whole folder goes only if `is_ours` accepts the names of all its files.
+        A storage that can do so in one step moves the whole folder away, if `is_ours` accepts the
+        names of all its files. `list_leftovers` must then list them, because the caller is going to
+        delete and count them.
         """
         for reason in self.delete([f"{folder}/{name}"]).values():
             raise OSError(f"the record could not be deleted: {reason}")

@@ -42,7 +42,7 @@ class S3Filesystem(LoopFilesystem):
     conditions = "If-None-Match", "If-Match"
     durability = "by design, not tried: stored once the server has answered"
     # S3 Express directory buckets, and some servers, list keys in no order.
-    in_pieces = True
+    folders_may_repeat = True
 
     def __init__(
         self, bucket: str, prefix: str, options: Mapping[str, Any], *, max_concurrency: int

@@ -114,7 +114,7 @@ def check_path(url: URL) -> str:
     parts = path.split("/")
     if re.search(r"[?#\x00-\x1f\x7f]", path):
         refuse(url.text, "holds '?', '#' or a control character: leave them out")
-    if ("" in parts[1:] and parts[0]) or {".", ".."} & set(parts):
+    if "" in parts[1:] or {".", ".."} & set(parts):
         refuse(url.text, "holds an empty, '.' or '..' segment, which storage takes literally")
     return path
 

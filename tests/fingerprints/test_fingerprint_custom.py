@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import pytest
 
-from checkpoint_store import _fingerprint
+from checkpoint_store import _fingerprint, _fingerprint_rules
 from checkpoint_store._fingerprint import fingerprint, register
 from checkpoint_store.errors import FingerprintError
 
@@ -131,8 +131,8 @@ def test_inputs_that_change_meanwhile_are_refused() -> None:
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_fingerprint, "_tags", dict(_fingerprint._tags))
     for kind in (Foreign, Point, Color):
-        monkeypatch.setitem(_fingerprint._RULES, kind, None)
-        monkeypatch.delitem(_fingerprint._RULES, kind)
+        monkeypatch.setitem(_fingerprint_rules.RULES, kind, None)
+        monkeypatch.delitem(_fingerprint_rules.RULES, kind)
 
 
 class Foreign:
@@ -183,7 +183,7 @@ def test_importing_a_module_again_may_register_again() -> None:
     for kind in (Foreign, again, Foreign):
         register(kind, lambda _: 1, tag="acme/1")
     assert {"!custom": ["acme/1", 1]} == tree(Foreign(1)) == tree(again())
-    del _fingerprint._RULES[again]
+    del _fingerprint_rules.RULES[again]
 
 
 @pytest.mark.usefixtures("registry")
@@ -204,7 +204,7 @@ def test_a_local_class_needs_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
         register(Local, lambda _: 1)
     register(Local, lambda _: 1, tag="local")
     assert tree(Local()) == {"!custom": ["local", 1]}
-    del _fingerprint._RULES[Local]
+    del _fingerprint_rules.RULES[Local]
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_registering_nonsense_is_refused(arguments: tuple[Any, Any, Any]) -> Non
     kind, encode, tag = arguments
     with pytest.raises(FingerprintError, match="register"):
         register(kind, encode, tag=tag)
-    assert Unrelated not in _fingerprint._RULES
+    assert Unrelated not in _fingerprint_rules.RULES

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import pytest
 
-from checkpoint_store import _fingerprint, _fingerprint_numpy
+from checkpoint_store import _fingerprint_numpy, _fingerprint_rules
 
 from ..harness.fingerprints import Slotted, refusal_of, sha, text, tree
 
@@ -174,6 +174,6 @@ def test_a_numpy_that_is_still_being_imported_is_no_obstacle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(_fingerprint_numpy.sys.modules, "numpy", types.ModuleType("numpy"))
-    _fingerprint._rule_of.cache_clear()
+    _fingerprint_rules._class_rule.cache_clear()
     assert text(Slotted(1))
     assert refusal_of(object()).reason == "unsupported type object"

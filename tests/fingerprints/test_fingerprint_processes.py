@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_store import _fingerprint
+from checkpoint_store._fingerprint_objects import name_of
 
 from ..harness import PACKAGE
 
@@ -196,4 +196,4 @@ def test_the_main_module_goes_by_the_name_that_others_import(
     main.__spec__ = spec
     monkeypatch.setitem(sys.modules, name, main)
     kind = type("Point", (), {"__module__": name})
-    assert f"{expected_name}:Point" == _fingerprint._name(kind)
+    assert f"{expected_name}:Point" == name_of(kind)

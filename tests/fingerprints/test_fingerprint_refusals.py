@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import pytest
 
-from checkpoint_store import _fingerprint
+from checkpoint_store import _fingerprint_tree
 from checkpoint_store._fingerprint import fingerprint
 from checkpoint_store.errors import FingerprintError
 
@@ -248,14 +248,14 @@ def test_a_cycle_is_reported_where_it_closes() -> None:
 def test_shared_references_are_no_cycle_but_end_somewhere(
     step: Any, leaf: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_fingerprint, "MAX_WORK", 100_000)
+    monkeypatch.setattr(_fingerprint_tree, "MAX_WORK", 100_000)
     assert text(chain(step, leaf, 1))
     error = refusal(chain(step, leaf, 100))
     assert error.reason == "too many values, counting shared ones each time"
 
 
 def test_all_inputs_of_a_call_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fingerprint, "MAX_WORK", 1_000)
+    monkeypatch.setattr(_fingerprint_tree, "MAX_WORK", 1_000)
     values = list(range(600))
     assert fingerprint({"a": values})
     assert refusal({"a": values, "b": values}).path == "inputs['b']"

@@ -18,7 +18,12 @@ from typing import Any
 
 import pytest
 
-from checkpoint_store import _fingerprint, _fingerprint_refusal, _fingerprint_tables
+from checkpoint_store import (
+    _fingerprint,
+    _fingerprint_refusal,
+    _fingerprint_tables,
+    _fingerprint_tree,
+)
 from checkpoint_store._fingerprint import fingerprint, register
 from checkpoint_store.errors import FingerprintError
 
@@ -494,7 +499,7 @@ def test_what_a_library_raises_is_the_cause_and_has_a_place(
 
 def test_objects_within_a_column_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
     pandas = pytest.importorskip("pandas")
-    monkeypatch.setattr(_fingerprint, "MAX_WORK", 1000)
+    monkeypatch.setattr(_fingerprint_tree, "MAX_WORK", 1000)
     too_many = pandas.Series([None] * 1001, dtype=object)
     assert refusal_of(too_many).reason.startswith("too many values")
     fingerprint(pandas.Series(range(1001)))

@@ -20,7 +20,7 @@ import msgspec
 import pydantic
 import pytest
 
-from checkpoint_store._fingerprint import MAX_DEPTH
+from checkpoint_store._fingerprint_tree import MAX_DEPTH
 
 from ..harness.fingerprints import NAIVE, Color, Point, Slotted, refusal_of, text, tree
 

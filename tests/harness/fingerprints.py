@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from checkpoint_store import _fingerprint
-from checkpoint_store._fingerprint import MAX_DEPTH, fingerprint
+from checkpoint_store._fingerprint import fingerprint
+from checkpoint_store._fingerprint_rules import rule_of
+from checkpoint_store._fingerprint_tree import MAX_DEPTH, Walk, text_of
 from checkpoint_store.errors import FingerprintError
 
 NAIVE = datetime(2024, 1, 1)  # noqa: DTZ001
@@ -22,7 +23,7 @@ NAIVE = datetime(2024, 1, 1)  # noqa: DTZ001
 
 def text(value: object) -> str:
     """The text of which the fingerprint of a value is the digest."""
-    return _fingerprint._text(_fingerprint._Walk().tree(value, MAX_DEPTH))
+    return text_of(Walk(rule_of).tree(value, MAX_DEPTH))
 
 
 def tree(value: object) -> Any:

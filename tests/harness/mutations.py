@@ -191,7 +191,11 @@ MUTATIONS = {
         "nameless or name_of_its_own",
     ),
     "a workflow is named as often as the list returns to it": one(
-        S3, "    in_pieces = True\n", "    in_pieces = False\n", S3_TESTS, "pieces"
+        S3,
+        "    folders_may_repeat = True\n",
+        "    folders_may_repeat = False\n",
+        S3_TESTS,
+        "pieces",
     ),
     "what came in order is forgotten": one(
         "_store.py",
