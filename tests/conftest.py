@@ -118,10 +118,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[backends
     """Each kind of storage in turn, with nothing under its root."""
     made = backends.make_backend(request.param, tmp_path, request)
     yield made
-    if isinstance(made, backends.MemoryBackend):
-        made.forget()
-    elif isinstance(made, backends.LocalBackend | backends.GenericBackend):
-        shutil.rmtree(tmp_path)
+    made.forget()
 
 
 @pytest.fixture

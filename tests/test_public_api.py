@@ -249,22 +249,27 @@ def test_help_works_in_a_fresh_interpreter() -> None:
     assert done.stderr == ""
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+def dotted(path: Path) -> str:
+    """The name of the module at a path within the package."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
+MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
 def test_the_examples_in_the_docstrings_hold(module: str) -> None:
-    name = "checkpoint_store" if module == "__init__" else f"checkpoint_store.{module}"
-    found = importlib.import_module(name)
-    failed, tried = doctest.testmod(found)
+    failed, tried = doctest.testmod(importlib.import_module(module))
     assert failed == 0
-    assert tried > 0 or module != "__init__"
+    assert tried > 0 or module != "checkpoint_store"
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_is_for(module: str) -> None:
-    path = PACKAGE / f"{module}.py"
-    text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+def test_every_module_says_what_it_is_for_and_is_not_long(module: str) -> None:
+    source = MODULES[module].read_text("utf-8")
+    assert source.count("\n") <= 450
+    text = ast.get_docstring(ast.parse(source))
     assert text
     assert text.split("\n\n")[0].rstrip().endswith((".", ":", "*"))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -103,6 +104,10 @@ class Backend(ABC):
         """The keys of uploads that were begun and neither completed nor aborted."""
         return []
 
+    def forget(self) -> None:
+        """Removes what would outlive the test and take up room; a server is stopped anyway."""
+        return
+
     @property
     @abstractmethod
     def inside(self) -> str:
@@ -123,6 +128,9 @@ class Backend(ABC):
 
 class _OnDisk(Backend):
     inside = "root/"
+
+    def forget(self) -> None:
+        shutil.rmtree(self.folder)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -14,7 +14,6 @@ from checkpoint_store._filesystems.loop import LoopFilesystem
 from . import backends
 from .backends import RECORD, Untouchable
 
-POLICIES = ("reuse", "reset", "raise")
 INPUTS = {"day": "2026-11-23", "limit": 5}
 OTHER_INPUTS = {"day": "2026-11-24", "limit": 5}
 

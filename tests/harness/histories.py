@@ -58,8 +58,7 @@ from .model import (
     is_of,
     path_of,
 )
-from .taps import KINDS as FAULTS
-from .taps import CrashError, Tap, Tapped
+from .taps import FAULTS, CrashError, Tap, Tapped
 from .taps import fault as fault_of
 
 READS = ("read", "load", "stream", "in", "tasks", "read_many", "load_many")

@@ -77,7 +77,8 @@ WORKFLOWS = {"wf": "wf", "wf-1": "wf-1"}
 """The workflows that the processes work on, with their folders. Other siblings must not change."""
 TASKS = ("t", "t1", "t/1", "t@1")
 INPUTS = ("a", "a", "a", "b")
-POLICIES = ("reset", "reset", "raise", "reuse")
+OFTEN = ("reset", "reset", "raise", "reuse")
+"""The policies, each as often as it is to be chosen."""
 SIZES = (0, 1_000, 100_000)
 WRITES = ("write", "write a stream", "write many")
 READS = ("read", "read a stream", "read many", "read all")
@@ -276,7 +277,7 @@ class Worker:
         while True:
             workflow = self.random.choice(list(WORKFLOWS))
             inputs = self.random.choice(INPUTS)
-            run = self.resume(workflow, inputs, self.random.choice(POLICIES))
+            run = self.resume(workflow, inputs, self.random.choice(OFTEN))
             if run is not None:
                 for _ in range(self.random.randint(1, 6)):
                     tasks = self.random.sample(TASKS, self.random.randint(1, len(TASKS)))

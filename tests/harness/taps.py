@@ -96,7 +96,7 @@ def fault(kind: str, at: int) -> Tap:
     return tap
 
 
-KINDS = ("crash", "error before", "error after", "outage", "refusal")
+FAULTS = ("crash", "error before", "error after", "outage", "refusal")
 
 
 class Tapped(Filesystem):

@@ -37,10 +37,11 @@ from checkpoint_store import (
     resume,
 )
 from checkpoint_store._filesystems.s3 import S3Filesystem
+from checkpoint_store._policy import POLICIES
 
 from ..harness import backends
 from ..harness.backends import EMULATORS, TOO_LONG_NAMES, UNUSABLE_NAMES, Untouchable, also_on
-from ..harness.contract import INPUTS, OTHER_INPUTS, POLICIES, refuse_to_delete, untouchable
+from ..harness.contract import INPUTS, OTHER_INPUTS, refuse_to_delete, untouchable
 
 # Arguments
 

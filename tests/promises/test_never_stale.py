@@ -23,13 +23,13 @@ from checkpoint_store import (
     plan,
     resume,
 )
+from checkpoint_store._policy import POLICIES
 
 from ..harness import backends
 from ..harness.backends import EMULATORS, RECORD, also_on
 from ..harness.contract import (
     INPUTS,
     OTHER_INPUTS,
-    POLICIES,
     corrupt,
     key_of,
     mixed,

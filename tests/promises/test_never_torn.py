@@ -21,10 +21,11 @@ from checkpoint_store import (
     plan,
     resume,
 )
+from checkpoint_store._policy import POLICIES
 
 from ..harness import MIB, backends
 from ..harness.backends import EMULATORS, RECORD, also_on
-from ..harness.contract import INPUTS, OTHER_INPUTS, POLICIES, flipped, key_of, newer
+from ..harness.contract import INPUTS, OTHER_INPUTS, flipped, key_of, newer
 
 # Streams
 

@@ -49,7 +49,7 @@ from ..harness.operations import (
     resumes,
     with_leftovers,
 )
-from ..harness.taps import KINDS, MOST_CALLS, CrashError, Tap, fault
+from ..harness.taps import FAULTS, MOST_CALLS, CrashError, Tap, fault
 from ..harness.worlds import GenericWorld, LocalWorld, MemoryWorld, World
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def check_every_fault(operation: Operation, kind: str, template: World, attempt:
 
 @worlds
 @by_name
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAULTS)
 def test_an_operation_that_fails_at_any_step_loses_and_mixes_nothing(
     operation: Operation, kind: str, make_world: Callable[[], World]
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_record_that_was_written_although_its_reply_was_lost_is_recognised(
 
 
 @worlds
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAULTS)
 def test_a_delete_that_fails_at_any_step_never_brings_an_older_value_back(
     kind: str, make_world: Callable[[], World]
 ) -> None:
