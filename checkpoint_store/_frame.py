@@ -14,8 +14,6 @@ import reprlib
 import struct
 import warnings
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -30,6 +28,7 @@ from .errors import (
     InvalidNameError,
     SerializationError,
     StorageError,
+    storage_errors,
 )
 
 if TYPE_CHECKING:
@@ -137,15 +136,12 @@ class FrameReader(io.RawIOBase):
 
     The header is read and checked at once. The last byte of the payload is handed out only after
     length and checksum proved right, so a caller that reads to the end has verified data. One that
-    stops early has not. `guard` turns exceptions of the source into those of this package.
+    stops early has not.
     """
 
-    def __init__(
-        self, source: Source, expected: Header, guard: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, source: Source, expected: Header) -> None:
         self._source = source
         self._expected = expected
-        self._guard = guard
         self._pending = b""
         self._ready = memoryview(b"")
         self._finished = False
@@ -170,11 +166,11 @@ class FrameReader(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            with self._guard():
+            with storage_errors(self._expected):
                 self._source.close()
 
     def _read(self) -> bytes:
-        with self._guard():
+        with storage_errors(self._expected):
             return self._source.read(_CHUNK)
 
     def _read_header(self) -> None:
@@ -238,12 +234,9 @@ class FrameWriter(io.BufferedIOBase):
     _dropped = False
     """Whether a finalizer is at work. It may still write, which is dropped, and close."""
 
-    def __init__(
-        self, upload: Upload, header: Header, guard: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, upload: Upload, header: Header) -> None:
         self._upload = upload
         self._header = header
-        self._guard = guard
         self._opened = Moment()
         # In contrast to __del__, this also runs before the interpreter stops the threads that S3
         # needs.
@@ -342,7 +335,7 @@ class FrameWriter(io.BufferedIOBase):
             raise self._not_written()
         try:
             self._put(self._seal.trailer())
-            with self._guard():
+            with storage_errors(self._header):
                 self._upload.commit()
             self._at_exit.detach()
             super().close()
@@ -351,7 +344,7 @@ class FrameWriter(io.BufferedIOBase):
             raise
 
     def _put(self, data: Data) -> None:
-        with self._guard():
+        with storage_errors(self._header):
             self._upload.write(data)
 
     def _lose(self, why: str) -> None:

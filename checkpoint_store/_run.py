@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast, overload
 
 from . import _checkpoints
@@ -18,7 +17,7 @@ from ._progress import Progress
 from ._protocol import read_record
 from ._serializer import Serializer
 from ._steps import Steps, call, drive
-from .errors import CheckpointNotFoundError, StorageError, storage_error, storage_errors
+from .errors import CheckpointNotFoundError, StorageError, storage_error
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
@@ -119,12 +118,12 @@ class Run:
         if mode == "wb":
             header = self._header(task)
             upload = self._drive(call(header, Filesystem.open_write, _checkpoints.key_of(header)))
-            return FrameWriter(upload, header, partial(storage_errors, header))
+            return FrameWriter(upload, header)
         if mode != "rb":
             raise ValueError(f"a checkpoint is opened as 'rb' or 'wb', not {mode!r}")
         first = _checkpoints.first(self._generations(task), Filesystem.open_read)
         header, source = self._drive(first)
-        reader = FrameReader(source, header, partial(storage_errors, header))
+        reader = FrameReader(source, header)
         return cast(BinaryIO, io.BufferedReader(reader, 1024 * 1024))
 
     def read_many(

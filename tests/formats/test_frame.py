@@ -45,7 +45,6 @@ from ..harness.frames import (
     decode_whole,
     failure_of,
     fields,
-    guard,
     joined,
     line,
     reader_of,
@@ -350,7 +349,7 @@ def test_an_endless_header_is_not_read_to_its_end() -> None:
     for step, most in ((1, MAX_HEADER_BYTES), (1_000, 20), (MIB, 1)):
         source = Endless(b"", step)
         with pytest.raises(CorruptCheckpointError):
-            FrameReader(source, HEADER, guard)
+            FrameReader(source, HEADER)
         assert source.reads <= most
         assert source.closed == 1
 
@@ -436,7 +435,7 @@ def test_reading_a_stream_of_64_mib_takes_less_than_16() -> None:
 
 
 def reader_from(source: FakeSource) -> FrameReader:
-    return FrameReader(source, HEADER, guard)
+    return FrameReader(source, HEADER)
 
 
 def test_writing_a_stream_of_64_mib_takes_less_than_16() -> None:

@@ -29,7 +29,6 @@ from ..harness.frames import (
     FakeSource,
     FakeUpload,
     decode_whole,
-    guard,
     joined,
     reader_of,
     writer_to,
@@ -62,7 +61,7 @@ def test_a_stream_is_the_payload_whatever_sizes_alternate(
             self.reads += 1
             return super().read(min(size, steps[self.reads % len(steps)]))
 
-    reader = FrameReader(Uneven(joined(payload=payload)), HEADER, guard)
+    reader = FrameReader(Uneven(joined(payload=payload)), HEADER)
     read = b""
     for amount in amounts:
         buffer = bytearray(amount)
@@ -117,11 +116,11 @@ def test_a_failing_source_is_a_storage_error_before_and_within_the_payload() -> 
     data = joined(payload=b"x" * 5_000)
     source = FakeSource(data, 50, fails_at=0)
     with pytest.raises(StorageError, match=r"'Load'.*reset"):
-        FrameReader(source, HEADER, guard)
+        FrameReader(source, HEADER)
     assert source.closed == 1
     source = FakeSource(data, 50, fails_at=2_000)
     with (
-        FrameReader(source, HEADER, guard) as reader,
+        FrameReader(source, HEADER) as reader,
         pytest.raises(StorageError, match=r"'Load'.*reset") as caught,
     ):
         reader.readall()
@@ -131,7 +130,7 @@ def test_a_failing_source_is_a_storage_error_before_and_within_the_payload() -> 
 
 def test_a_reader_closes_its_source_once() -> None:
     source = FakeSource(DATA)
-    reader = FrameReader(source, HEADER, guard)
+    reader = FrameReader(source, HEADER)
     assert source.closed == 0
     reader.close()
     reader.close()
@@ -142,7 +141,7 @@ def test_a_reader_that_cannot_start_closes_its_source() -> None:
     for data in (b"", b"x" * 50_000, joined(HEADER._replace(task="extract"))):
         source = FakeSource(data)
         with pytest.raises(CorruptCheckpointError):
-            FrameReader(source, HEADER, guard)
+            FrameReader(source, HEADER)
         assert source.closed == 1
 
 
@@ -377,12 +376,11 @@ def test_a_writer_that_was_closed_or_given_up_is_dropped_without_a_word() -> Non
 def test_an_interpreter_that_ends_discards_what_was_left_open() -> None:
     script = (
         "from checkpoint_store._frame import FrameWriter, Header\n"
-        "from contextlib import nullcontext\n"
         "class Upload:\n"
         "    def write(self, data): print('write')\n"
         "    def commit(self): print('commit')\n"
         "    def discard(self): print('discard')\n"
-        "writer = FrameWriter(Upload(), Header('w', 't', '0' * 16), nullcontext)\n"
+        "writer = FrameWriter(Upload(), Header('w', 't', '0' * 16))\n"
         "print('end')\n"
     )
     done = subprocess.run(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from checkpoint_store._frame import (
     decode_frame,
     encode_frame,
 )
-from checkpoint_store.errors import CheckpointStoreError, storage_errors
+from checkpoint_store.errors import CheckpointStoreError
 
 from . import MIB
 
@@ -102,18 +101,12 @@ class FakeUpload:
         return [call.partition(" ")[0] for call in self.calls]
 
 
-@contextmanager
-def guard() -> Iterator[None]:
-    with storage_errors(HEADER):
-        yield
-
-
 def reader_of(data: bytes, step: int = MIB, expected: Header = HEADER) -> FrameReader:
-    return FrameReader(FakeSource(data, step), expected, guard)
+    return FrameReader(FakeSource(data, step), expected)
 
 
 def writer_to(upload: FakeUpload, header: Header = HEADER) -> FrameWriter:
-    return FrameWriter(upload, header, guard)
+    return FrameWriter(upload, header)
 
 
 def decode_whole(data: bytes, expected: Header = HEADER) -> bytes:
