@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -169,15 +168,12 @@ class CheckpointStore:
         Memory stays small, except where S3 lists files in no order (directory buckets and some
         servers do): there it takes about 100 bytes for each workflow.
         """
-        distinct = _Distinct() if self._filesystem.folders_may_repeat else None
         more, is_last = None, False
         while not is_last:
             steps = call(f"listing {self!r}", Filesystem.list_folders, is_ours, more)
             page = self._drive(steps)
             for folder in page.items:
-                workflow_id = decode_name(folder)
-                # S3 sorts whole keys, so the slash that follows a folder takes part in the order.
-                if workflow_id is not None and (distinct is None or distinct.is_new(f"{folder}/")):
+                if (workflow_id := decode_name(folder)) is not None:
                     yield workflow_id
             more, is_last = page.more, page.more is None
 
@@ -234,33 +230,3 @@ class CheckpointStore:
             self._filesystem,
             self._serializer,
         )
-
-
-class _Distinct:
-    """Tells which of many texts are new.
-
-    As long as the texts ascend, each of them is new, and they are kept compressed, in a few bytes
-    each. From the first that does not ascend on, they are kept in a set.
-    """
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._compressor = zlib.compressobj(1)
-        self._compressed = bytearray()
-        self._seen: set[str] | None = None
-
-    def is_new(self, text: str) -> bool:
-        if text == self._last:
-            return False
-        if self._seen is None and text > self._last:
-            self._last = text
-            self._compressed += self._compressor.compress(f"{text}\n".encode())
-            return True
-        if self._seen is None:
-            self._compressed += self._compressor.flush()
-            self._seen = set(zlib.decompress(self._compressed).decode().split("\n"))
-            self._compressed.clear()
-        if text in self._seen:
-            return False
-        self._seen.add(text)
-        return True

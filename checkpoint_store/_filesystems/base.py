@@ -190,9 +190,6 @@ class Filesystem(ABC):
     is_of_one_process = False
     """Whether only this process has the files, so that another sees none under the same URL."""
 
-    folders_may_repeat = False
-    """Whether `list_folders` may name a folder again after it has named others."""
-
     warned = False
     """Whether the warning about missing conditional writes, or about the caveat, was logged."""
 
@@ -269,7 +266,7 @@ class Filesystem(ABC):
     def list_folders(self, has: Callable[[str], bool], more: Any = None) -> Page[str]:
         """A page of the folders in which there is a file whose name `has` accepts.
 
-        A page may be empty although others follow.
+        Each is named once. A page may be empty although others follow.
         """
 
     def list_leftovers(self, folder: str, more: Any = None) -> Page[str]:  # noqa: ARG002
@@ -298,7 +295,7 @@ class Filesystem(ABC):
     def remove_all(self) -> None:
         """Removes all files in folders under the root, and all folders that were made here."""
         folders = [folder for page in _pages(partial(self.list_folders, bool)) for folder in page]
-        for folder in dict.fromkeys(folders):
+        for folder in folders:
             for files in _pages(partial(self.list_files, folder)):
                 keys = [f"{folder}/{file.name}" for file in files]
                 for key, reason in self.delete(keys).items():

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -42,7 +43,6 @@ class S3Filesystem(LoopFilesystem):
     conditions = "If-None-Match", "If-Match"
     durability = "by design, not tried: stored once the server has answered"
     # S3 Express directory buckets, and some servers, list keys in no order.
-    folders_may_repeat = True
 
     def __init__(
         self, bucket: str, prefix: str, options: Mapping[str, Any], *, max_concurrency: int
@@ -198,18 +198,51 @@ class S3Filesystem(LoopFilesystem):
         return Page(files, page.more)
 
     async def _list_folders(
-        self, engine: S3Engine, has: Callable[[str], bool], more: str | None
+        self, engine: S3Engine, has: Callable[[str], bool], more: tuple[str, _Distinct] | None
     ) -> Page[str]:
-        page = await engine.list(self._root, more)
+        mark, seen = more or (None, _Distinct())
+        page = await engine.list(self._root, mark)
         paths = (file.name.split("/") for file in page.items)
         folders = (path[0] for path in paths if len(path) == 2 and all(path) and has(path[1]))
-        return Page(list(dict.fromkeys(folders)), page.more)
+        # S3 sorts whole keys, so the slash that follows a folder takes part in the order.
+        new = [folder for folder in folders if seen.is_new(f"{folder}/")]
+        return Page(new, None if page.more is None else (page.more, seen))
 
     def close(self) -> None:
         super().close()
         engine = self._engines.pop(os.getpid(), None)
         if engine:
             engine.close()
+
+
+class _Distinct:
+    """Tells which of many texts are new.
+
+    As long as the texts ascend, each of them is new, and they are kept compressed, in a few bytes
+    each. From the first that does not ascend on, they are kept in a set.
+    """
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._compressor = zlib.compressobj(1)
+        self._compressed = bytearray()
+        self._seen: set[str] | None = None
+
+    def is_new(self, text: str) -> bool:
+        if text == self._last:
+            return False
+        if self._seen is None and text > self._last:
+            self._last = text
+            self._compressed += self._compressor.compress(f"{text}\n".encode())
+            return True
+        if self._seen is None:
+            self._compressed += self._compressor.flush()
+            self._seen = set(zlib.decompress(self._compressed).decode().split("\n"))
+            self._compressed.clear()
+        if text in self._seen:
+            return False
+        self._seen.add(text)
+        return True
 
 
 def _bare(version: Stored) -> str:

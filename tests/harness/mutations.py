@@ -192,13 +192,13 @@ MUTATIONS = {
     ),
     "a workflow is named as often as the list returns to it": one(
         S3,
-        "    folders_may_repeat = True\n",
-        "    folders_may_repeat = False\n",
+        ' if seen.is_new(f"{folder}/")',
+        "",
         S3_TESTS,
         "pieces",
     ),
     "what came in order is forgotten": one(
-        "_store.py",
+        S3,
         'set(zlib.decompress(self._compressed).decode().split("\\n"))',
         "set()",
         S3_TESTS,

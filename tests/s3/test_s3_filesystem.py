@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
@@ -15,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_store import CheckpointStore, _store, resume
+from checkpoint_store import CheckpointStore, resume
 from checkpoint_store._filesystems import s3
 from checkpoint_store._filesystems.base import SMALL_BYTES, Entry, Filesystem, Page
+from checkpoint_store._filesystems.loop import wait_for
 from checkpoint_store._filesystems.s3 import S3Filesystem
 from checkpoint_store._steps import drive, list_all
 
@@ -158,7 +160,7 @@ def test_2500_files_are_listed_in_three_requests(
     ]
     assert third.more is None
     assert len(proxy.take()) == 2
-    assert drive(fs, list_all("all", Filesystem.list_folders, bool)) == ["wf"] * 3
+    assert drive(fs, list_all("all", Filesystem.list_folders, bool)) == ["wf"]
     assert len(proxy.take()) == 3
     for page in [names[:1000], names[1000:2000], names[2000:]]:
         assert fs.delete([f"wf/{name}" for name in page]) == {}
@@ -202,12 +204,24 @@ def fill(store: CheckpointStore, bucket: Bucket) -> None:
         bucket.put(f"root/foreign/{number}", b"")
 
 
+def folders_as_they_come(store: CheckpointStore) -> list[str]:
+    """The folders of all files of a list, as often as the list comes to another folder."""
+    filesystem: Any = store._filesystem
+    names: list[str] = []
+    more, is_last = None, False
+    while not is_last:
+        page = wait_for(filesystem._engine.list(filesystem._root, more))
+        names += [file.name.partition("/")[0] for file in page.items]
+        more, is_last = page.more, page.more is None
+    return [name for name, _ in itertools.groupby(names)]
+
+
 def test_where_lists_are_in_no_order_each_workflow_is_named_once(
     store: CheckpointStore, bucket: Bucket, proxy: Proxy
 ) -> None:
     fill(store, bucket)
     proxy.on_request = Unordered(proxy, 5)
-    folders = drive(store._filesystem, list_all("all", Filesystem.list_folders, bool))
+    folders = folders_as_they_come(store)
     assert len(folders) > 3 * len(set(folders))
     assert sorted(store.workflows()) == ["wf/0", "wf/1", "wf/2", "wf/3"]
     assert store.prune(timedelta(days=1)) == []
@@ -280,7 +294,7 @@ def test_a_folder_that_comes_in_pieces_is_one_workflow(
 def test_what_is_distinct_is_told_of_any_order(texts: list[str], ordered: bool) -> None:  # noqa: FBT001
     if ordered:
         texts.sort()
-    distinct = _store._Distinct()
+    distinct = s3._Distinct()
     assert list(dict.fromkeys(texts)) == [text for text in texts if distinct.is_new(text)]
 
 
