@@ -27,7 +27,9 @@ _READS = ("read", "read_small", "open_read")
 class Call:
     """A request to call a verb of the filesystem. The reply is what that returns.
 
-    Messages of errors begin with `about`.
+    `verb` is the name of a method of `Filesystem`. `drive` calls this method; `adrive` awaits
+    `perform`, for which a filesystem that can be awaited has a method `a` + `verb`. Messages of
+    errors begin with `about`.
     """
 
     about: object
@@ -60,9 +62,8 @@ Steps = Generator[Request, Any, R]
 def call(
     about: object, verb: Callable[Concatenate[Any, P], R], *arguments: P.args, **_: P.kwargs
 ) -> Steps[R]:
-    """Calls the verb of the storage's filesystem that has the name of `verb`.
-
-    `call(about, Filesystem.contains, key)` yields a `Call` of `"contains"`, and returns the reply.
+    """The steps of a single call: `call(about, Filesystem.contains, key)` yields
+    `Call(about, "contains", (key,))` and returns the reply.
     """
     reply: R = yield Call(about, verb.__name__, arguments)
     return reply
@@ -159,6 +160,8 @@ def _explained(request: Request, error: BaseException) -> BaseException:
 
 
 def _each(filesystem: Filesystem, each: Each) -> None:
+    # Where a filesystem does one thing at a time, the operations follow one another in this thread.
+    # Otherwise they are tasks on fsspec's loop, which hand their outcomes back to this thread.
     if filesystem.max_concurrency == 1:
         for index, steps in enumerate(each.operations):
             try:
