@@ -23,10 +23,10 @@ class Description:
     tasks
         How many tasks have a checkpoint.
     retired
-        How many checkpoint files are of generations that a reset has retired: `collect` deletes
-        them.
+        How many checkpoint files are of generations that a reset has retired, which `collect`
+        deletes. Without a record these are all files, which `clear` deletes.
     size
-        Bytes of all files, the record included.
+        Bytes of the checkpoints and the record. Unfinished files of killed processes do not count.
     oldest, newest
         When the first and the last of the files were written, by the storage's clock. None if there
         are no files, or if the storage does not tell.

@@ -88,8 +88,10 @@ def register(cls: type, encode: Callable[[Any], object], *, tag: str | None = No
     `tag` stands for the type in the canonical text; by default its module and name do. With a tag
     such as `"acme.Model/1"` the class may move to another module, and another number in the tag
     makes values differ after `encode` has changed.
-    Registering a class again replaces what was there. Raises `FingerprintError` for a type that has
-    a rule, a class local to a function without a tag, and the tag of another class.
+    Registering a class again replaces what was there, and a class with fields or a method
+    `__fingerprint__` goes by `encode` from then on. Raises `FingerprintError` for a type of the
+    standard library, of numpy or of tables that has a rule, for a class local to a function without
+    a tag, and for the tag of another class.
     """
     if not isinstance(cls, type):
         raise FingerprintError("register needs a class and a function: pass the type of the value")

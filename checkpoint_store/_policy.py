@@ -144,7 +144,8 @@ def _changed_error(record: Record, fingerprint: str, change: InputChange) -> Inp
         fact, remedy = "was started with other inputs", "resume it with those, "
     return InputChangedError(
         f"workflow {record.workflow!r} {fact} ({change.reason}): {remedy}choose another workflow "
-        "id, or let on_input_change be 'reset' to start over or 'reuse' to keep what there is",
+        "id, or let resume's on_input_change be 'reset' to start over or 'reuse' to keep what is "
+        "there",
         workflow_id=record.workflow,
         stored=record.fingerprint,
         current=fingerprint,

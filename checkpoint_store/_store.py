@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -17,11 +18,14 @@ from ._record import Record, check_fingerprint
 from ._run import Run
 from ._serializer import Serializer
 from ._steps import Steps, call, drive
+from .errors import UnsupportedFormatError
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
 
 R = TypeVar("R")
+
+logger = logging.getLogger("checkpoint_store")
 
 
 class CheckpointStore:
@@ -157,7 +161,9 @@ class CheckpointStore:
         """Deletes the files of generations that a reset retired, and returns how many went.
 
         A reset does it by itself; this is for what it left behind when it was interrupted, or what
-        late workers wrote since. Files that any run may still come to read are kept.
+        late workers wrote since. Files that any run may still come to read are kept. Without a
+        record, that is all of them: `clear` deletes what was written after a clear. On a local disk
+        the unfinished files of killed processes go, too, and are not counted.
         """
         return self._drive(_protocol.collect(workflow_id, Progress(callback)))
 
@@ -187,9 +193,10 @@ class CheckpointStore:
         """Clears every workflow whose newest file was written longer ago than `older_than`.
 
         It returns their ids; with `dry_run` they are only named. A workflow goes whole or not at
-        all, and is looked at again just before. This is a tool for operators: it compares the
-        storage's clock with that of this machine, and cannot know of a run that is about to write,
-        so choose an age that no run reaches. `callback` is told of the workflows that were seen.
+        all, and is looked at again just before. One that a newer version of this library has
+        written is kept, with a warning. This is a tool for operators: it compares the storage's
+        clock with that of this machine, and cannot know of a run that is about to write, so choose
+        an age that no run reaches. `callback` is told of the workflows that were seen.
         """
         if not isinstance(older_than, timedelta):
             raise TypeError(f"older_than must be a timedelta, not {older_than!r}")
@@ -199,7 +206,15 @@ class CheckpointStore:
 
         def is_old(workflow_id: str) -> bool:
             written = self._drive(last_written(workflow_id))
-            return written is not None and datetime.now(UTC) - written > older_than
+            if written is None or datetime.now(UTC) - written <= older_than:
+                return False
+            try:
+                self._drive(_protocol.read_version(workflow_id))
+            except UnsupportedFormatError as error:
+                # Its newest files may be of a kind that this version does not know.
+                logger.warning("workflow %r is not pruned: %s", workflow_id, error)
+                return False
+            return True
 
         workflow_ids = list(self.workflows())
         progress.expect(len(workflow_ids))

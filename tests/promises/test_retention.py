@@ -14,6 +14,7 @@ from checkpoint_store import CheckpointStore, StorageError, _store, resume
 from checkpoint_store._filesystems.base import Entry, Page
 
 from ..harness.backends import SIBLINGS, Backend
+from ..harness.contract import corrupt, newer
 
 A_DAY = timedelta(days=1)
 
@@ -84,19 +85,18 @@ def test_a_workflow_that_is_not_there_is_described_as_nothing(store: CheckpointS
     assert str(found) == "absent: nothing"
 
 
+class Tomorrow(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return datetime.now(tz) + A_DAY + timedelta(seconds=5)
+
+
 def test_pruning_removes_old_workflows_alone(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for workflow_id in ("wf", *SIBLINGS):
         store.run(workflow_id).write("task", b"data")
     assert store.prune(A_DAY) == []
-    tomorrow = datetime.now(UTC) + A_DAY + timedelta(seconds=5)
-
-    class Tomorrow(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return tomorrow.astimezone(tz)
-
     monkeypatch.setattr(_store, "datetime", Tomorrow)
     everything = {"wf", *SIBLINGS}
     assert everything == set(store.prune(A_DAY, dry_run=True)) == set(store.workflows())
@@ -112,6 +112,29 @@ def test_pruning_keeps_a_workflow_with_one_new_file(local: CheckpointStore) -> N
     run.write("b", b"")
     assert local.prune(A_DAY) == ["old"]
     assert run.tasks() == {"a", "b"}
+
+
+def test_pruning_keeps_what_a_newer_version_has_written_and_says_so(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = backend.store()
+    newer(backend, store)
+    before = backend.everything()
+    monkeypatch.setattr(_store, "datetime", Tomorrow)
+    assert store.prune(A_DAY, dry_run=True) == store.prune(A_DAY) == []
+    assert before == backend.everything()
+    assert "'wf' is not pruned" in caplog.text
+    assert "upgrade" in caplog.text
+
+
+def test_pruning_clears_a_workflow_whose_record_is_damaged(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = backend.store()
+    corrupt(backend, store)
+    monkeypatch.setattr(_store, "datetime", Tomorrow)
+    assert store.prune(A_DAY) == ["wf"]
+    assert list(store.workflows()) == []
 
 
 def test_pruning_looks_again_before_it_deletes(
