@@ -26,6 +26,7 @@ from ._policy import Decision
 from ._resume import plan, resume
 from ._run import Run
 from ._store import CheckpointStore
+from ._tasks import Task
 from .errors import (
     CheckpointNotFoundError,
     CheckpointStoreError,
@@ -37,6 +38,7 @@ from .errors import (
     InputChangedError,
     InvalidNameError,
     InvalidPolicyError,
+    InvalidTaskError,
     InvalidURLError,
     SerializationError,
     StorageError,
@@ -58,10 +60,12 @@ __all__ = [
     "InputChangedError",
     "InvalidNameError",
     "InvalidPolicyError",
+    "InvalidTaskError",
     "InvalidURLError",
     "Run",
     "SerializationError",
     "StorageError",
+    "Task",
     "UnsupportedFormatError",
     "fingerprint",
     "plan",

@@ -6,7 +6,7 @@ file in each of several generations: the headers of those files are given togeth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ._filesystems.base import Contents, Data, Filesystem
@@ -72,18 +72,20 @@ def delete(headers: Generations) -> Steps[None]:
             raise StorageError(f"{header}: it could not be deleted: {reason}")
 
 
-def newest(workflow_id: str, tokens: Collection[str]) -> Steps[dict[str, str]]:
-    """The tasks that have a file in these generations, each with the newest one's token.
+def newest(workflow_id: str, tokens_of: Callable[[str], Sequence[str]]) -> Steps[dict[str, str]]:
+    """The tasks that have a file in one of their generations, each with the newest one's token.
 
-    The tokens are given newest first.
+    `tokens_of` gives those of a task, the newest first.
     """
     about = f"listing workflow {workflow_id!r}"
     folder = encode_name(workflow_id, "workflow id")
-    ranks = {token: rank for rank, token in enumerate(tokens)}
     found: dict[str, str] = {}
     for file in (yield from list_all(about, Filesystem.list_files, folder)):
         task, token = parse_file_name(file.name) or ("", "")
-        if token in ranks and (task not in found or ranks[token] < ranks[found[task]]):
+        tokens = tokens_of(task)
+        if token in tokens and (
+            task not in found or tokens.index(token) < tokens.index(found[task])
+        ):
             found[task] = token
     return found
 

@@ -61,7 +61,7 @@ class Description:
 def describe(workflow_id: str) -> Steps[Description]:
     files = yield from _files(workflow_id)
     record = yield from read_record(workflow_id)
-    live = () if record is None else (record.token, record.base)
+    live = frozenset[str]() if record is None else record.live
     checkpoints = [parsed for file in files if (parsed := parse_file_name(file.name))]
     times = [_when(file.written) for file in files if file.written is not None]
     return Description(

@@ -8,12 +8,18 @@ for each other version of the record that it finds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ._changes import InputChange, compare
-from ._record import Record, label, new_record, overlay
-from .errors import CorruptRecordError, InputChangedError, InvalidPolicyError
+from ._changes import InputChange, compare, listed
+from ._record import Record, label, new_record, overlay, with_keys
+from ._tasks import NOTHING, Declared, Tasks, declared, reasons
+from .errors import (
+    CorruptRecordError,
+    InputChangedError,
+    InvalidPolicyError,
+    InvalidTaskError,
+)
 
 Policy = Literal["reuse", "reset", "raise"]
 Action = Literal["start", "continue", "reuse", "reset", "raise"]
@@ -32,6 +38,10 @@ class Decision:
     changed, and the old checkpoints are out of reach) or, only from `plan`, `"raise"`. `policy` is
     the one that was given, `stored` the recorded fingerprint (None if there was none) and `current`
     that of the given inputs. `change` tells how the two differ, and is None if they do not.
+
+    Of the tasks that were declared, `kept` has those whose checkpoints stay in force, and
+    `recomputed` those that are out of reach, each with a sentence that says why. Both are empty for
+    a workflow that starts. A task in `kept` may have no checkpoint yet.
     """
 
     action: Action
@@ -39,6 +49,8 @@ class Decision:
     stored: str | None
     current: str
     change: InputChange | None
+    kept: Mapping[str, str] = field(default_factory=dict, hash=False)
+    recomputed: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def check_policy(policy: object) -> Policy:
@@ -69,9 +81,13 @@ def change_of(
 
 
 def decide(
-    found: Found, fingerprint: str, inputs: Mapping[str, str] | None, policy: Policy
+    found: Found,
+    fingerprint: str,
+    inputs: Mapping[str, str] | None,
+    policy: Policy,
+    given: Declared = NOTHING,
 ) -> Decision:
-    """The decision for these inputs, given what was found of the record.
+    """The decision for these inputs and tasks, given what was found of the record.
 
     A corrupt record is raised under `reuse` and `raise`; under `reset` it counts as changed.
     """
@@ -81,10 +97,28 @@ def decide(
         if policy != "reset":
             raise found
         corrupt = InputChange((), (), (), "the record is corrupt")
-        return Decision("reset", policy, None, fingerprint, corrupt)
+        anew = reasons(given, (), None, corrupt.reason)
+        return Decision("reset", policy, None, fingerprint, corrupt, {}, anew)
     change = change_of(found, fingerprint, inputs)
     action: Action = "continue" if change is None else policy
-    return Decision(action, policy, found.fingerprint, fingerprint, change)
+    kept, anew = _kept(found, given, change, action)
+    return Decision(action, policy, found.fingerprint, fingerprint, change, kept, anew)
+
+
+def _kept(
+    found: Record, given: Declared, change: InputChange | None, action: Action
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Which of the tasks are kept, and which are computed anew, each with the reason."""
+    tokens = {**found.base_tasks, **found.tasks} if action == "reuse" else found.pure
+    is_known = change is None or found.inputs is not None
+    otherwise = "its declaration is new" if change is None or is_known else change.reason
+    anew = reasons(given, tokens, change, otherwise)
+    kept = {name: "nothing that it uses has changed" for name in given.tasks if name not in anew}
+    if action == "reuse":
+        for name, key in given.keys_of(found.inputs).items():
+            if name in anew and key in found.pure:
+                kept[name] = f"reused, although {anew.pop(name)}"
+    return kept, anew
 
 
 def resumed(
@@ -93,36 +127,51 @@ def resumed(
     fingerprint: str,
     inputs: Mapping[str, str] | None,
     policy: Policy,
+    given: Declared = NOTHING,
 ) -> tuple[Record, Decision]:
-    """The record of a workflow that is resumed with these inputs, and the decision behind it.
+    """The record of a workflow that is resumed with these inputs and tasks, and the decision.
 
     If the decision is to raise, it raises `InputChangedError`.
     """
-    decision = decide(found, fingerprint, inputs, policy)
+    decision = decide(found, fingerprint, inputs, policy, given)
+    keys = given.keys.values()
     match found, decision:
         case Record(), Decision(action="continue"):
-            return found, decision
+            return with_keys(found, keys), decision
         case Record(), Decision(action="reuse"):
-            return found if found.base else overlay(found), decision
-        case Record(), Decision(action="raise", change=InputChange() as change):
-            raise _changed_error(found, fingerprint, change)
+            read = given.keys_of(found.inputs).values()
+            change = with_keys if found.base else overlay
+            return change(found, keys, read), decision
+        case Record(), Decision(action="raise", change=InputChange() as differs):
+            raise _changed_error(found, fingerprint, differs, decision)
         case _, Decision(action="start" | "reset"):
-            return new_record(workflow_id, fingerprint, inputs), decision
+            kept = found.pure if isinstance(found, Record) else {}
+            return new_record(workflow_id, fingerprint, inputs, keys, kept), decision
     raise NotImplementedError(f"nobody says what {decision.action!r} makes of a record")
 
 
-def opened(found: Found, workflow_id: str, fingerprint: str | None) -> tuple[Record, None]:
-    """The record of a workflow that is opened without a policy.
+def opened(
+    found: Found, workflow_id: str, fingerprint: str | None, tasks: Tasks = NOTHING.tasks
+) -> tuple[Record, Declared]:
+    """The record of a workflow that is opened without a policy, and its tasks with their keys.
 
-    With a fingerprint, checkpoints of other inputs are `InputChangedError`.
+    With a fingerprint, checkpoints of other inputs are `InputChangedError`. Tasks get their keys
+    from the recorded inputs, and are `InvalidTaskError` if these are not known.
     """
     if isinstance(found, CorruptRecordError):
         raise found
-    if found is None:
-        return new_record(workflow_id, fingerprint), None
-    if fingerprint is not None and (change := change_of(found, fingerprint, None)):
+    if found and fingerprint is not None and (change := change_of(found, fingerprint, None)):
         raise _changed_error(found, fingerprint, change)
-    return found, None
+    if not tasks:
+        return new_record(workflow_id, fingerprint) if found is None else found, NOTHING
+    if found is None or found.inputs is None or found.base is not None:
+        why = "is a mixture of several inputs" if found and found.base else "has no recorded inputs"
+        raise InvalidTaskError(
+            f"workflow {workflow_id!r} {why}, of which the tasks could use some: resume it with "
+            "its inputs"
+        )
+    given = declared(tasks, found.inputs)
+    return with_keys(found, given.keys.values()), given
 
 
 def labelled(found: Found, workflow_id: str, fingerprint: str) -> tuple[Record, None]:
@@ -134,7 +183,9 @@ def labelled(found: Found, workflow_id: str, fingerprint: str) -> tuple[Record, 
     return label(found, fingerprint) if found.fingerprint is None else found, None
 
 
-def _changed_error(record: Record, fingerprint: str, change: InputChange) -> InputChangedError:
+def _changed_error(
+    record: Record, fingerprint: str, change: InputChange, decision: Decision | None = None
+) -> InputChangedError:
     """The error of a strict run on checkpoints that come from other inputs."""
     if record.base is not None:
         fact, remedy = "is a mixture of several inputs", ""
@@ -144,10 +195,18 @@ def _changed_error(record: Record, fingerprint: str, change: InputChange) -> Inp
         fact, remedy = "was started with other inputs", "resume it with those, "
     return InputChangedError(
         f"workflow {record.workflow!r} {fact} ({change.reason}): {remedy}choose another workflow "
-        "id, or let resume's on_input_change be 'reset' to start over or 'reuse' to keep what is "
-        "there",
+        f"id, or let resume's on_input_change be 'reset' to start over{_partly(decision)} or "
+        "'reuse' to keep what is there",
         workflow_id=record.workflow,
         stored=record.fingerprint,
         current=fingerprint,
         change=change,
     )
+
+
+def _partly(decision: Decision | None) -> str:
+    """What a reset would keep and compute anew of the declared tasks, for a message."""
+    if decision is None or not (decision.kept or decision.recomputed):
+        return ""
+    kept, anew = (listed(list(tasks)) for tasks in (decision.kept, decision.recomputed))
+    return f" (which keeps {kept or 'no task'} and computes {anew or 'no task'} anew)"

@@ -129,7 +129,7 @@ def collect(workflow_id: str, progress: Progress, *, cleared: bool = False) -> S
         record = yield from read_record(workflow_id)
         if record is None and not cleared:
             return None
-        live = () if record is None else (record.token, record.base)
+        live = frozenset[str]() if record is None else record.live
         return (
             yield from delete([f"{folder}/{name}" for name, token in files if token not in live])
         )

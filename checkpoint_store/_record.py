@@ -6,17 +6,18 @@ import json
 import re
 import reprlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 import xxhash
 
 from . import _json
 from ._names import fold_alike, is_token
-from .errors import CorruptRecordError, FingerprintError, InvalidNameError
+from .errors import CorruptRecordError, FingerprintError, InvalidNameError, InvalidTaskError
 
-VERSION = 1
+VERSION = 2
 MAX_RECORD_BYTES = 64 * 1024
 MAX_FINGERPRINT_BYTES = 1024
 
@@ -33,6 +34,11 @@ class Record(NamedTuple):
     counts as having any inputs. `nonce` is new in every version of the record, so that a writer
     whose reply was lost recognises its own version, and no two versions have the same hash.
     The times are for people; no decision depends on them.
+
+    `tasks` has a token for each key of declared tasks, and `base_tasks` those of the base. The
+    checkpoints of such a task are under the token of its key, in place of that of the generation.
+    A key of the base that is not in `tasks` still has the same token. A token that has left the
+    record never comes into it again.
     """
 
     workflow: str
@@ -43,18 +49,36 @@ class Record(NamedTuple):
     inputs: Mapping[str, str] | None
     created: str
     updated: str
+    tasks: Mapping[str, str] = MappingProxyType({})
+    base_tasks: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def live(self) -> frozenset[str]:
+        """The tokens of all checkpoints that a run may still come to read."""
+        tokens = {self.token, *self.tasks.values(), *self.base_tasks.values()}
+        return frozenset(tokens if self.base is None else {*tokens, self.base})
+
+    @property
+    def pure(self) -> Mapping[str, str]:
+        """The tokens under which a task with a key has no result of other inputs."""
+        return self.tasks if self.base is None else self.base_tasks
 
 
 def new_record(
-    workflow: str, fingerprint: str | None, inputs: Mapping[str, str] | None = None
+    workflow: str,
+    fingerprint: str | None,
+    inputs: Mapping[str, str] | None = None,
+    keys: Collection[str] = (),
+    kept: Mapping[str, str] = MappingProxyType({}),
 ) -> Record:
-    """The record of a new generation."""
+    """The record of a new generation. A key that is in `kept` has the token that is there."""
     now = _now()
     return Record(
         workflow=workflow,
         fingerprint=fingerprint,
         token=secrets.token_hex(8),
         base=None,
+        tasks={key: kept.get(key) or secrets.token_hex(8) for key in dict.fromkeys(keys)},
         nonce=secrets.token_hex(16),
         inputs=inputs,
         created=now,
@@ -62,14 +86,43 @@ def new_record(
     )
 
 
-def overlay(record: Record) -> Record:
-    """The next version of `record`: a new generation, whose base is the present one."""
-    return record._replace(
+def overlay(record: Record, keys: Collection[str] = (), read: Collection[str] = ()) -> Record:
+    """The next version of `record`: a new generation, whose base is the present one.
+
+    The keys that the base has keep their tokens. Those in `read` are still read there.
+    """
+    made = record._replace(
         token=secrets.token_hex(8),
         base=record.token,
+        tasks={key: secrets.token_hex(8) for key in dict.fromkeys(keys) if key not in record.tasks},
+        base_tasks=record.tasks,
         nonce=secrets.token_hex(16),
         updated=_now(),
     )
+    return _fitting(made, {*keys, *read})
+
+
+def with_keys(record: Record, keys: Collection[str], read: Collection[str] = ()) -> Record:
+    """The next version of `record`, with a token for each of the keys, or itself if it has them."""
+    known = {**record.base_tasks, **record.tasks}
+    new = {key: secrets.token_hex(8) for key in dict.fromkeys(keys) if key not in known}
+    if not new:
+        return record
+    made = record._replace(
+        tasks={**record.tasks, **new}, nonce=secrets.token_hex(16), updated=_now()
+    )
+    return _fitting(made, {*keys, *read})
+
+
+def _fitting(record: Record, needed: Collection[str]) -> Record:
+    """The record, without the keys that are not needed if there is no room for all of them."""
+    if _fits(record):
+        return record
+    tasks, base_tasks = (
+        {key: token for key, token in tokens.items() if key in needed}
+        for tokens in (record.tasks, record.base_tasks)
+    )
+    return record._replace(tasks=tasks, base_tasks=base_tasks)
 
 
 def label(record: Record, fingerprint: str) -> Record:
@@ -94,9 +147,13 @@ def check_fingerprint(fingerprint: str) -> str:
 
 
 def encode_record(record: Record) -> bytes:
-    """The record as readable JSON with a checksum. It has no digests if they make it too large."""
+    """The record as readable JSON with a checksum.
+
+    Without tasks, it has no digests of inputs if they make it too large, and is of version 1. With
+    tasks it is of version 2, and `InvalidTaskError` if it is too large.
+    """
     fields: dict[str, object] = {
-        "checkpoint_store": VERSION,
+        "checkpoint_store": 1,
         "workflow": record.workflow,
         "fingerprint": record.fingerprint,
         "token": record.token,
@@ -105,11 +162,28 @@ def encode_record(record: Record) -> bytes:
         "created": record.created,
         "updated": record.updated,
     }
-    if record.inputs is not None:
-        data = _seal({**fields, "inputs": dict(record.inputs)})
-        if len(data) <= MAX_RECORD_BYTES:
-            return data
-    return _seal(fields)
+    inputs = {} if record.inputs is None else {"inputs": dict(record.inputs)}
+    if not (record.tasks or record.base_tasks):
+        data = _seal({**fields, **inputs})
+        return data if len(data) <= MAX_RECORD_BYTES else _seal(fields)
+    tasks = {"tasks": dict(record.tasks), "base_tasks": dict(record.base_tasks)}
+    data = _seal({**fields, "checkpoint_store": 2, **inputs, **tasks})
+    if len(data) > MAX_RECORD_BYTES:
+        raise InvalidTaskError(
+            f"the record of workflow {record.workflow!r} would take {len(data)} bytes of at most "
+            f"{MAX_RECORD_BYTES}, with {len(record.inputs or ())} inputs and "
+            f"{len(record.tasks) + len(record.base_tasks)} different keys of tasks: declare tasks "
+            "alike, so that they share a key, or put inputs together under one name"
+        )
+    return data
+
+
+def _fits(record: Record) -> bool:
+    try:
+        encode_record(record)
+    except InvalidTaskError:
+        return False
+    return True
 
 
 def decode_record(data: bytes, workflow: str) -> Record:
@@ -136,6 +210,11 @@ def decode_record(data: bytes, workflow: str) -> Record:
             created=_json.string(parsed, "created"),
             updated=_json.string(parsed, "updated"),
         )
+        if parsed["checkpoint_store"] > 1:
+            tasks, base_tasks = _tokens(parsed, "tasks"), _tokens(parsed, "base_tasks")
+            record = record._replace(tasks=tasks, base_tasks=base_tasks)
+            if len(record.live) < len(tasks) + len(base_tasks) + 1 + (record.base is not None):
+                raise ValueError("a token occurs twice")
     except (ValueError, RecursionError) as error:
         raise CorruptRecordError(
             f"the record of workflow {workflow!r} is corrupt ({error}): resume with "
@@ -176,6 +255,14 @@ def _token(parsed: dict[str, object], key: str) -> str:
     if not is_token(token):
         raise ValueError(f"{key!r} is not a token")
     return token
+
+
+def _tokens(parsed: dict[str, object], field: str) -> dict[str, str]:
+    """The tokens of keys of tasks."""
+    tokens = parsed.get(field)
+    if type(tokens) is not dict or not all(map(_DIGEST.fullmatch, tokens)):
+        raise ValueError(f"{field!r} are not keys of tasks")
+    return {key: _token(tokens, key) for key in tokens}
 
 
 def _digests(value: object) -> dict[str, str] | None:

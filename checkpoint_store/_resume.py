@@ -10,11 +10,12 @@ from . import _protocol
 from ._fingerprint import combine, input_digests
 from ._policy import Decision, Found, Policy, check_policy, decide, resumed
 from ._progress import Progress
-from ._record import check_fingerprint
+from ._record import check_fingerprint, encode_record, new_record
 from ._run import Run
 from ._steps import Steps, drive
 from ._store import CheckpointStore
-from .errors import CheckpointStoreError, CorruptRecordError
+from ._tasks import NOTHING, Declared, Task, declared
+from .errors import CheckpointStoreError, CorruptRecordError, InvalidTaskError
 
 logger = logging.getLogger("checkpoint_store")
 
@@ -35,6 +36,7 @@ def resume(
     *,
     on_input_change: Policy,
     ignore: Collection[str] = (),
+    tasks: Mapping[str, Task] | None = None,
 ) -> Run: ...
 @overload
 def resume(
@@ -48,6 +50,7 @@ def resume(
     fingerprint: str | None = None,
     on_input_change: Policy | None = None,
     ignore: Collection[str] = (),
+    tasks: Mapping[str, Task] | None = None,
 ) -> Run:
     """Starts or resumes a workflow, and never returns checkpoints of other inputs as its own.
 
@@ -63,11 +66,22 @@ def resume(
 
     A workflow without a record starts, one with the same inputs continues. The decision is in the
     `decision` of the run that is returned.
+
+    `tasks` says of some tasks which inputs they use, and which other tasks' results:
+
+        tasks={"load": Task(uses=["day"]), "plot": Task(uses=["colour"], after=["load"])}
+
+    When an input changes, a task that depends on other inputs alone keeps its checkpoint under
+    `"reset"`, and is its own under `"reuse"`. A task that is not declared depends on all inputs,
+    and so do those that read its result: leave these undeclared, too. Declaring less than the code
+    reads makes stale results, which nobody can notice. A bad declaration is `InvalidTaskError`,
+    before anything is read.
     """
     _check_store(store)
     policy = check_policy(on_input_change)
     current, digests = _fingerprint(inputs, fingerprint, ignore)
-    steps = resuming(store, workflow_id, current, digests, policy)
+    given = _declared(workflow_id, current, digests, ignore, tasks)
+    steps = resuming(store, workflow_id, current, digests, policy, given)
     return drive(store._filesystem, steps)
 
 
@@ -77,15 +91,16 @@ def resuming(
     current: str,
     digests: Mapping[str, str] | None,
     policy: Policy,
+    given: Declared = NOTHING,
 ) -> Steps[Run]:
     """Resumes a workflow with inputs whose fingerprint is `current`, made of these digests."""
     found, record, decision = yield from _protocol.change_record(
         store._filesystem,
         workflow_id,
-        lambda found: resumed(found, workflow_id, current, digests, policy),
+        lambda found: resumed(found, workflow_id, current, digests, policy, given),
     )
     _log(workflow_id, found, decision)
-    run = store._bind(record, current, decision)
+    run = store._bind(record, current, decision, given)
     if decision.action == "reset":
         try:
             yield from _protocol.collect(workflow_id, Progress(None))
@@ -108,6 +123,7 @@ def plan(
     *,
     on_input_change: Policy,
     ignore: Collection[str] = (),
+    tasks: Mapping[str, Task] | None = None,
 ) -> Decision: ...
 @overload
 def plan(
@@ -121,6 +137,7 @@ def plan(
     fingerprint: str | None = None,
     on_input_change: Policy | None = None,
     ignore: Collection[str] = (),
+    tasks: Mapping[str, Task] | None = None,
 ) -> Decision:
     """What `resume` would decide with the same arguments now. It writes nothing.
 
@@ -129,8 +146,9 @@ def plan(
     _check_store(store)
     policy = check_policy(on_input_change)
     current, digests = _fingerprint(inputs, fingerprint, ignore)
+    given = _declared(workflow_id, current, digests, ignore, tasks)
     _, found = drive(store._filesystem, _protocol.read_version(workflow_id))
-    return decide(found, current, digests, policy)
+    return decide(found, current, digests, policy, given)
 
 
 def _check_store(store: object) -> None:
@@ -154,8 +172,31 @@ def _fingerprint(
     return combine(digests), digests
 
 
+def _declared(
+    workflow_id: str,
+    current: str,
+    digests: Mapping[str, str] | None,
+    ignore: Collection[str],
+    tasks: Mapping[str, Task] | None,
+) -> Declared:
+    """The tasks with their keys. A record that could not hold them is refused."""
+    if tasks is None:
+        return NOTHING
+    if digests is None:
+        raise InvalidTaskError(
+            "tasks use some of the inputs, and a fingerprint= has none: pass the inputs themselves"
+        )
+    given = declared(tasks, digests, ignore)
+    encode_record(new_record(workflow_id, current, digests, given.keys.values()))
+    return given
+
+
 def _log(workflow_id: str, found: Found, decision: Decision) -> None:
     is_loud = decision.action == "reuse" or isinstance(found, CorruptRecordError)
     why = "" if decision.change is None else f" ({decision.change.reason})"
     level = logging.WARNING if is_loud else logging.INFO
     logger.log(level, "workflow %r: %s%s", workflow_id, decision.action, why)
+    for name, reason in decision.recomputed.items():
+        logger.info("workflow %r: task %r is computed anew: %s", workflow_id, name, reason)
+    for name, reason in decision.kept.items():
+        logger.info("workflow %r: task %r is kept: %s", workflow_id, name, reason)

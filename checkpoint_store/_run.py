@@ -17,7 +17,8 @@ from ._progress import Progress
 from ._protocol import read_record
 from ._serializer import Serializer
 from ._steps import Steps, call, drive
-from .errors import CheckpointNotFoundError, StorageError, storage_error
+from ._tasks import with_dependents
+from .errors import CheckpointNotFoundError, InvalidTaskError, StorageError, storage_error
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
@@ -57,6 +58,10 @@ class Run:
     _base: str | None = field(repr=False)
     _filesystem: Filesystem = field(repr=False)
     _serializer: Serializer = field(repr=False)
+    _declared: Mapping[str, tuple[str, ...]] = field(repr=False, default_factory=dict)
+    """The tokens of the generations of each declared task, the newest first."""
+    _after: Mapping[str, tuple[str, ...]] = field(repr=False, default_factory=dict)
+    """For each declared task those that it comes after, which stand before it."""
 
     def __contains__(self, task: str) -> bool:
         """Whether the task has a checkpoint now; it is not read, so it may be damaged."""
@@ -89,12 +94,23 @@ class Run:
         self._write(*self._dumped(task, value))
         return value
 
-    def delete(self, task: str) -> None:
+    def delete(self, task: str, *, dependents: bool = False) -> None:
         """Removes a checkpoint. One that is not there is no error.
 
-        A run that reuses older checkpoints removes the older one of the task, too.
+        A run that reuses older checkpoints removes the older one of the task, too. With
+        `dependents`, the checkpoints of all tasks go that are declared to come after this one, the
+        last first. So an interruption leaves none whose origin is gone.
         """
-        self._drive(_checkpoints.delete(self._generations(task)))
+        names = [task]
+        if dependents:
+            if task not in self._after:
+                raise InvalidTaskError(
+                    f"task {task!r} was not declared, so nobody knows what comes after it: resume "
+                    "with tasks=, or delete the checkpoints by their names"
+                )
+            names = with_dependents(self._after, task)
+        for name in names:
+            self._drive(_checkpoints.delete(self._generations(name)))
 
     @overload
     def open(self, task: str, mode: Literal["rb"] = "rb") -> BinaryIO: ...
@@ -165,17 +181,22 @@ class Run:
         record = self._drive(read_record(self.workflow_id))
         return record is not None and record.token == self.token
 
+    def _tokens(self, task: str) -> tuple[str, ...]:
+        if task in self._declared:
+            return self._declared[task]
+        return (self.token,) if self._base is None else (self.token, self._base)
+
     def _header(self, task: str, token: str | None = None) -> Header:
         encode_name(task, "task name")
-        return Header(self.workflow_id, task, token or self.token, self.fingerprint)
+        token = token or self._tokens(task)[0]
+        return Header(self.workflow_id, task, token, self.fingerprint)
 
     def _generations(self, task: str) -> list[Header]:
         own = self._header(task)
-        return [own] if self._base is None else [own, own._replace(token=self._base)]
+        return [own, *(own._replace(token=token) for token in self._tokens(task)[1:])]
 
     def _newest(self) -> dict[str, str]:
-        tokens = [self.token] if self._base is None else [self.token, self._base]
-        return self._drive(_checkpoints.newest(self.workflow_id, tokens))
+        return self._drive(_checkpoints.newest(self.workflow_id, self._tokens))
 
     def _read(self, task: str) -> tuple[Header, bytes]:
         return _decoded(*self._drive(_checkpoints.read(self._generations(task))))

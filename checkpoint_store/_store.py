@@ -18,6 +18,7 @@ from ._record import Record, check_fingerprint
 from ._run import Run
 from ._serializer import Serializer
 from ._steps import Steps, call, drive
+from ._tasks import NOTHING, Declared, Task, tokens_of
 from .errors import UnsupportedFormatError
 
 if TYPE_CHECKING:
@@ -130,22 +131,33 @@ class CheckpointStore:
             )
         )
 
-    def run(self, workflow_id: str, *, fingerprint: str | None = None) -> Run:
+    def run(
+        self,
+        workflow_id: str,
+        *,
+        fingerprint: str | None = None,
+        tasks: Mapping[str, Task] | None = None,
+    ) -> Run:
         """The current generation of a workflow, for runners with a policy of their own.
 
         A workflow without a record gets one. With `fingerprint`, a workflow whose checkpoints come
         from other inputs is `InputChangedError`. Do not call it in each worker of a resumed
         workflow: hand them the run, so that a late one cannot write into the next generation. Of a
         workflow that an earlier `reuse` has mixed, the run reads the mixture without a fingerprint.
+
+        `tasks` are declared as in `resume`, and use the inputs that the record has: a workflow
+        whose inputs are not recorded, or mixed, is `InvalidTaskError`.
         """
         if fingerprint is not None:
             check_fingerprint(fingerprint)
-        _, record, decision = self._drive(
+        _, record, given = self._drive(
             _protocol.change_record(
-                self._filesystem, workflow_id, lambda found: opened(found, workflow_id, fingerprint)
+                self._filesystem,
+                workflow_id,
+                lambda found: opened(found, workflow_id, fingerprint, tasks or {}),
             )
         )
-        return self._bind(record, None if record.base else record.fingerprint, decision)
+        return self._bind(record, None if record.base else record.fingerprint, None, given)
 
     def clear(self, workflow_id: str, *, callback: Callback | None = None) -> int:
         """Removes a workflow, its record first, and returns the number of checkpoint files gone.
@@ -235,7 +247,13 @@ class CheckpointStore:
     def _drive(self, steps: Steps[R]) -> R:
         return drive(self._filesystem, steps)
 
-    def _bind(self, record: Record, fingerprint: str | None, decision: Decision | None) -> Run:
+    def _bind(
+        self,
+        record: Record,
+        fingerprint: str | None,
+        decision: Decision | None,
+        given: Declared = NOTHING,
+    ) -> Run:
         return Run(
             record.workflow,
             fingerprint,
@@ -244,4 +262,6 @@ class CheckpointStore:
             record.base,
             self._filesystem,
             self._serializer,
+            tokens_of(given, record),
+            {name: tuple(task.after) for name, task in given.tasks.items()},
         )

@@ -43,6 +43,11 @@ class InvalidPolicyError(CheckpointStoreError, ValueError):
     """`on_input_change` is missing or not one of `"reuse"`, `"reset"`, `"raise"`."""
 
 
+class InvalidTaskError(CheckpointStoreError, ValueError):
+    """A declaration of tasks that names an unknown input or task, goes in a circle, or is too large
+    for a record."""
+
+
 class InvalidURLError(CheckpointStoreError, ValueError):
     """A URL that is not understood, or that would mean something else than it seems to."""
 
