@@ -28,6 +28,8 @@ Found = Record | CorruptRecordError | None
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
+UNCHANGED = "nothing that it uses has changed"
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -113,8 +115,11 @@ def _kept(
     is_known = change is None or found.inputs is not None
     otherwise = "its declaration is new" if change is None or is_known else change.reason
     anew = reasons(given, tokens, change, otherwise)
-    kept = {name: "nothing that it uses has changed" for name in given.tasks if name not in anew}
+    kept = {name: UNCHANGED for name in given.tasks if name not in anew}
     if action == "reuse":
+        for name in kept:
+            if given.keys[name] not in found.pure:
+                kept[name] = "computed by an earlier run that reused other checkpoints"
         for name, key in given.keys_of(found.inputs).items():
             if name in anew and key in found.pure:
                 kept[name] = f"reused, although {anew.pop(name)}"

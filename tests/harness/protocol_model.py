@@ -24,17 +24,40 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from checkpoint_store import CheckpointNotFoundError, StorageError
 from checkpoint_store._progress import Progress
 from checkpoint_store._steps import Steps
+from checkpoint_store._tasks import Declared, Task, declared
 
 from .mutations import DETACH
 from .protocol_search import Rules, Search, System, Variant
-from .protocol_steps import COMMON, WORKFLOW, Change, Code, number, origin_of
+from .protocol_steps import COMMON, WORKFLOW, Change, Code, Worker, number, origin_of
 
 # The programs, which use the library as an application does
+
+
+def declarer(code: Code, inputs: str, policy: str, version: str = "") -> Steps[Any]:
+    """Does what a worker does, and declares that `x` uses the input `a`, and `y` uses `b` and `x`.
+
+    `inputs` are two letters, one for each of `a` and `b`.
+    """
+    digests = {"a": inputs[0], "b": inputs[1]}
+    given = _given(inputs, version)
+    run = yield from code.resume.resuming(code.store, WORKFLOW, inputs, digests, policy, given)
+    run = Worker(run, given.keys)
+    for task in given.tasks:
+        if not (yield from has(code, run.run, task)):
+            yield from write(code, run.run, task, given.keys[task])
+    return run
+
+
+@cache
+def _given(inputs: str, version: str) -> Declared:
+    tasks = {"x": Task(uses=["a"], version=version), "y": Task(uses=["b"], after=["x"])}
+    return declared(tasks, {"a": inputs[0], "b": inputs[1]})
 
 
 def worker(code: Code, inputs: str, policy: str, tasks: str) -> Steps[Any]:
@@ -85,17 +108,17 @@ def has(code: Code, run: Any, task: str) -> Steps[bool]:
     return bool(file.token == number(header.token))
 
 
-def write(code: Code, run: Any, task: str) -> Steps[None]:
+def write(code: Code, run: Any, task: str, key: str | None = None) -> Steps[None]:
     """Writes a checkpoint, and goes on if that fails."""
     header = run._header(task)
     with suppress(StorageError):
-        yield from code.checkpoints.write(header, (header, origin_of(run)))
+        yield from code.checkpoints.write(header, (header, origin_of(run, key, task)))
 
 
 # The variants, in which a few lines of the source of the package are changed
 
 READ = "        record = yield from read_record(workflow_id)\n"
-LIVE = "        live = () if record is None else (record.token, record.base)\n"
+LIVE = "        live = frozenset[str]() if record is None else record.live\n"
 IF_NONE = """\
         if record is None and not cleared:
             return None
@@ -160,12 +183,13 @@ NO_NONCE = Variant(
     [
         Change(
             "_record",
-            "token=secrets.token_hex(8),\n        base=None,\n        nonce=secrets.token_hex(16)",
-            "token=(name := f'{ord(fingerprint):f>16x}'), base=None, nonce=name",
-        )
+            "token=secrets.token_hex(8),\n        base=None,\n",
+            "token=(name := f'{ord(fingerprint):f>16x}'),\n        base=None,\n",
+        ),
+        Change("_record", "nonce=secrets.token_hex(16),\n        inputs", "nonce=name, inputs"),
     ],
 )
-IN_PLACE = Variant(changes=[Change("_policy", "found if found.base else overlay(found)", "found")])
+IN_PLACE = Variant(changes=[Change("_policy", "with_keys if found.base else overlay", "with_keys")])
 BASE_EQUALS = Variant(
     changes=[
         Change(
@@ -173,9 +197,11 @@ BASE_EQUALS = Variant(
         )
     ]
 )
-BASE_GOES = Variant(changes=[Change("_protocol", "(record.token, record.base)", "(record.token,)")])
+BASE_GOES = Variant(
+    changes=[Change("_record", "tokens if self.base is None else {*tokens, self.base}", "tokens")]
+)
 OVERLAYS_AGAIN = Variant(
-    changes=[Change("_policy", "found if found.base else overlay(found)", "overlay(found)")]
+    changes=[Change("_policy", "with_keys if found.base else overlay", "overlay")]
 )
 
 # Storage that does more than a request asks for, and stores that do not know yet whether their
@@ -200,6 +226,21 @@ A_BEGINS, B_BEGINS = (worker, "A", "reset", ""), (worker, "B", "reset", "")
 A_TWO, B_TWO = (worker, "A", "reset", "xy"), (worker, "B", "reset", "xy")
 LABEL, CHANGE = (labeller, "A", "x"), (changer, "A", "B", "x")
 CLEAR, COLLECT = (clearer,), (collector,)
+
+AX, AY = (declarer, "AX", "reset"), (declarer, "AY", "reset")
+BX, BX_REUSE = (declarer, "BX", "reset"), (declarer, "BX", "reuse")
+AX_NEWER = (declarer, "AX", "reset", "2")
+AX_RAISE = (declarer, "AX", "raise")
+
+TASKS = {
+    "tasks, one input of two": System([AX, AY], lives=(2,)),
+    "tasks, versions": System([AX, AX_NEWER]),
+    "tasks, there and back": System([AX, AY, AX], timeouts=0),
+    "tasks, reuse and reset": System([AX, BX_REUSE, AY], timeouts=0),
+    "tasks, reuse, raise, collect": System([AX, BX_REUSE, AX_RAISE, COLLECT], timeouts=0),
+    "tasks, clear": System([AX, AY, CLEAR], timeouts=0),
+    "tasks, and none": System([AX, (worker, "AX", "reset", "xy")]),
+}
 
 DESIGN = {
     "reset, two processes": System([A, B], lives=(3, 3)),
@@ -259,7 +300,7 @@ ALSO_WRONG = {
 
 
 def main(arguments: list[str]) -> None:
-    for name, system in (LARGE if "--large" in arguments else DESIGN).items():
+    for name, system in (TASKS if "--tasks" in arguments else LARGE if "--large" in arguments else DESIGN).items():
         began = time.process_time()
         search = Search(system)
         found = search.explore()

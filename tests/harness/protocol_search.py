@@ -22,6 +22,7 @@ from .protocol_steps import (
     GONE,
     MIXED,
     NEW,
+    NEXT,
     REFUSED,
     Change,
     Code,
@@ -97,7 +98,7 @@ class Storage(NamedTuple):
     timeouts: int = 0
 
     def live(self, token: int) -> bool:
-        return self.record is not None and token in (self.record.token, self.record.base)
+        return self.record is not None and token in self.record.live
 
     def change(self, rules: Rules, record: Record | None) -> Storage:
         after = self._replace(record=record)
@@ -137,8 +138,9 @@ def apply(rules: Rules, page: int, storage: Storage, request: Request) -> list[t
         old, new = arguments
         if storage.record != old:
             # A swap that was refused never takes effect, unless it was also sent before.
-            return [(storage, Swapped(new.nonce if rules.resends_swap else GONE, REFUSED))]
-        return [(storage.change(rules, new), Swapped(new.nonce, DONE))]
+            refused = swapped(new, REFUSED) if rules.resends_swap else Swapped(GONE, REFUSED)
+            return [(storage, refused)]
+        return [(storage.change(rules, new), swapped(new, DONE))]
     if verb == "detach":
         files = frozenset() if rules.detaches_files else storage.files
         return [(storage.change(rules, None)._replace(files=files), DONE)]
@@ -147,9 +149,21 @@ def apply(rules: Rules, page: int, storage: Storage, request: Request) -> list[t
 
 
 def drawn(request: Request, number: int) -> Request:
-    if request[0] != "swap":
-        return request
-    return (*request[:2], Record(*(number if value == NEW else value for value in request[2])))
+    """The request with its numbers, which are chosen when it is sent: this and the next one."""
+
+    def numbered(value: Any) -> Any:
+        if isinstance(value, tuple):
+            items = map(numbered, value)
+            return type(value)(*items) if isinstance(value, Record) else tuple(items)
+        return {NEW: number, NEXT: number + 1}.get(value, value)
+
+    return (*request[:2], numbered(request[2])) if request[0] == "swap" else request
+
+
+def swapped(record: Record, outcome: str) -> Swapped:
+    """The reply to a swap that has just been sent."""
+    further = record.nonce + 1 if isinstance(record.nonce, int) else GONE
+    return Swapped(record.nonce, outcome, further if further in record.live else GONE)
 
 
 def broken(storage: Storage, run: Run | None) -> str | None:
@@ -163,9 +177,13 @@ def broken(storage: Storage, run: Run | None) -> str | None:
             return f"LOST: {task} was written in generation {token}, which a reuse gave up"
         if (task, token) not in there:
             return f"LOST: {task} was written in generation {token}, which is live"
-    for file in storage.files if run and run.origin != MIXED else ():
-        if file.token == run.token and file.origin != run.origin:
-            return f"STALE: a run with inputs {run.origin} finds {file.task} from {file.origin}"
+    if run is None:
+        return None
+    declared = {task: (origin, tokens) for task, origin, tokens in run.declared}
+    for file in storage.files:
+        origin, tokens = declared.get(file.task, (run.origin, (run.token,)))
+        if origin != MIXED and file.token in tokens and file.origin != origin:
+            return f"STALE: a run with inputs {origin} finds {file.task} from {file.origin}"
     return None
 
 
@@ -181,6 +199,9 @@ def wrongly_resumed(
         if rules.asks_conditions and (record is None or record.nonce not in sent):
             return None
         return f"FORGOTTEN: no record names generation {run.token}"
+    for task, _, tokens in run.declared:
+        if not record.live.issuperset(tokens):
+            return f"FORGOTTEN: no record names a generation of {task}"
     if run.origin != MIXED and (record.base is not None or record.inputs not in (None, run.origin)):
         return f"STALE: a run with inputs {run.origin} continues a generation of others"
     return None
@@ -334,7 +355,7 @@ class Search:
             reply: Any = ERROR
             if verb == "swap":
                 is_sent_again = rules.resends_swap and not process.is_again
-                reply = Swapped(request[2].nonce, AGAIN if is_sent_again else ERROR)
+                reply = swapped(request[2], AGAIN if is_sent_again else ERROR)
             yield (
                 f"{process} {_words(request)} times out",
                 self._storage(then.change(rules, then.record)),
@@ -393,7 +414,11 @@ class Search:
         swaps = [reply for reply in replies if isinstance(reply, Swapped)]
         before = [None, *(reply.outcome for reply in swaps)]
         self.code.begin(
-            [swap.nonce for swap, last in zip(swaps, before, strict=False) if last is not AGAIN]
+            [
+                (swap.nonce, swap.further)
+                for swap, last in zip(swaps, before, strict=False)
+                if last is not AGAIN
+            ]
         )
         steps = calls(program[0](self.code, *program[1:]))
         request, run, at = None, None, None

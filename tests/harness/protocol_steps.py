@@ -22,7 +22,7 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cache
 from itertools import takewhile
@@ -33,8 +33,10 @@ from typing import Any, NamedTuple
 import checkpoint_store
 from checkpoint_store._filesystems.base import Entry, Page, Stored
 from checkpoint_store._frame import Header
+from checkpoint_store._policy import UNCHANGED
 from checkpoint_store._progress import Progress
 from checkpoint_store._steps import Call, Each, Pause, Steps
+from checkpoint_store._tasks import Declared
 from checkpoint_store.errors import StorageError
 
 WORKFLOW = "wf"
@@ -50,6 +52,7 @@ AGAIN = "again"  # The request timed out, and the client of the storage sends it
 NEW = "f" * 16  # One that is drawn but not sent yet. Its number is chosen when it is sent.
 GONE = "f" * 15 + "0"  # That of a swap that was refused, which never comes into a record.
 COMMON = "f" * 15 + "1"  # It stands in the keys of a variant whose keys have no token.
+NEXT = "f" * 15 + "2"  # As NEW, for all further tokens of the same swap.
 
 
 class Record(NamedTuple):
@@ -57,10 +60,20 @@ class Record(NamedTuple):
     token: int | str
     base: int | str | None
     nonce: int | str
+    tasks: tuple[tuple[str, int | str], ...] = ()
+    base_tasks: tuple[tuple[str, int | str], ...] = ()
+
+    @property
+    def live(self) -> set[int | str | None]:
+        keys = {token for _, token in (*self.tasks, *self.base_tasks)}
+        return {self.token, self.base, *keys}
 
 
 class File(NamedTuple):
-    """A checkpoint. Its `origin` is what it was computed from: some inputs, or MIXED."""
+    """A checkpoint.
+
+    Its `origin` is what it was computed from: some inputs, or MIXED, or of a declared task its key.
+    """
 
     task: str
     origin: str
@@ -68,16 +81,27 @@ class File(NamedTuple):
 
 
 class Run(NamedTuple):
+    """A run. `declared` has the declared tasks: name, origin, and tokens, the newest first."""
+
     token: int | str
     base: int | str | None
     origin: str
+    declared: tuple[tuple[str, str, tuple[int | str, ...]], ...] = ()
+
+
+class Worker(NamedTuple):
+    """A run of the package, and the keys of the tasks that it declares."""
+
+    run: Any
+    keys: Mapping[str, str]
 
 
 class Swapped(NamedTuple):
-    """The reply to a swap, with the number that was drawn for it."""
+    """The reply to a swap, with the numbers that were drawn for it, as for NEW and NEXT."""
 
     nonce: int | str
     outcome: str
+    further: int | str = GONE
 
 
 Request = tuple[Any, ...]
@@ -104,17 +128,23 @@ def text(token: int | str) -> str:
 class Supply:
     """Takes the place of `secrets`.
 
-    The token and the nonce of a record may be the same number, because they are never compared.
+    The token and the nonce of a record may be the same number, because they are never compared. So
+    may all tokens but the first that come into the record together: they are those of keys, of
+    which no two belong to one task.
     """
 
     def __init__(self) -> None:
-        self.numbers: list[int | str] = []
+        self.numbers: list[tuple[int | str, int | str]] = []
+        self._drawn = 0
 
     def token_hex(self, size: int) -> str:
-        drawn = text(self.numbers[0] if self.numbers else NEW)
-        if size == 16 and self.numbers:  # This is the nonce, which is drawn last.
-            del self.numbers[0]
-        return drawn
+        first, further = self.numbers[0] if self.numbers else (NEW, NEXT)
+        if size == 16:  # This is the nonce, which is drawn last.
+            self._drawn = 0
+            del self.numbers[:1]
+            return text(first)
+        self._drawn += 1
+        return text(first if self._drawn == 1 else further)
 
 
 class Code:
@@ -142,7 +172,7 @@ class Code:
             if hasattr(module, "logger"):
                 module.logger = logging.Logger("unheard", logging.CRITICAL)
 
-    def begin(self, numbers: Sequence[int | str]) -> None:
+    def begin(self, numbers: Sequence[tuple[int | str, int | str]]) -> None:
         """Makes a new store for another process. It draws these numbers first."""
         self._supply.numbers = list(numbers)
         self.filesystem = SimpleNamespace(
@@ -155,13 +185,26 @@ class Code:
         base = None if record.base is None else text(record.base)
         return self._record.Record(
             workflow=workflow, fingerprint=record.inputs, token=text(record.token), base=base,
-            nonce=text(record.nonce), inputs=None, created="", updated="",
+            nonce=text(record.nonce), inputs=digests_of(record.inputs), created="", updated="",
+            tasks={key: text(token) for key, token in record.tasks},
+            base_tasks={key: text(token) for key, token in record.base_tasks},
         )  # fmt: skip
+
+
+def digests_of(inputs: str | None) -> dict[str, str] | None:
+    """The digests of the inputs `a` and `b`, if these inputs are two letters."""
+    return dict(zip("ab", inputs, strict=True)) if inputs and len(inputs) == 2 else None
 
 
 def abstract(record: Any) -> Record:
     base = None if record.base is None else number(record.base)
-    return Record(record.fingerprint, number(record.token), base, number(record.nonce))
+    tasks, base_tasks = (
+        tuple((key, number(token)) for key, token in tokens.items())
+        for tokens in (record.tasks, record.base_tasks)
+    )
+    return Record(
+        record.fingerprint, number(record.token), base, number(record.nonce), tasks, base_tasks
+    )
 
 
 def _loaded(names: Sequence[str], changes: Sequence[Change]) -> list[Any]:
@@ -339,6 +382,14 @@ def known(value: Any) -> Any:
             return value.task, number(value.token)
         case Record() | File():
             return value
+        case frozenset():
+            return frozenset(map(known, value))
+        case Worker(run, keys):
+            return known(run)._replace(declared=_declared_by(run, keys))
+        case tuple() if hasattr(value, "nonce"):
+            return abstract(value)
+        case Declared(_, keys):
+            return tuple(keys.items())
         case tuple() | list():
             return tuple(map(known, value))
         case dict():
@@ -354,8 +405,6 @@ def known(value: Any) -> Any:
         case Code():
             return known(value.filesystem)
     match type(value).__name__:  # Each code has classes of its own for these.
-        case "Record":
-            return abstract(value)
         case "Run":
             base = None if value._base is None else number(value._base)
             return Run(number(value.token), base, origin_of(value))
@@ -366,8 +415,19 @@ def known(value: Any) -> Any:
     raise TypeError(f"the search does not know how to tell {value!r} from others")
 
 
-def origin_of(run: Any) -> str:
-    """The origin of what a run computes."""
+def _declared_by(run: Any, keys: Mapping[str, str]) -> Any:
+    return tuple(
+        (task, origin_of(run, key, task), tuple(map(number, run._declared[task])))
+        for task, key in keys.items()
+    )
+
+
+def origin_of(run: Any, key: str | None = None, task: str = "") -> str:
+    """The origin of what a run computes for a task, which may be declared and have a key."""
+    if key is not None:
+        # In a run that reuses, what was reused may be behind a task whose key is another now.
+        is_pure = run.decision.action != "reuse" or run.decision.kept.get(task) == UNCHANGED
+        return key if is_pure else MIXED
     is_mixed = run.decision is not None and run.decision.action == "reuse"
     return MIXED if is_mixed else str(run.fingerprint)
 
