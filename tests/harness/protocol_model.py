@@ -184,7 +184,7 @@ NO_NONCE = Variant(
         Change(
             "_record",
             "token=secrets.token_hex(8),\n        base=None,\n",
-            "token=(name := f'{ord(fingerprint):f>16x}'),\n        base=None,\n",
+            "token=(name := f'{int.from_bytes(fingerprint.encode()):f>16x}'),\n        base=None,\n",
         ),
         Change("_record", "nonce=secrets.token_hex(16),\n        inputs", "nonce=name, inputs"),
     ],
@@ -202,6 +202,35 @@ BASE_GOES = Variant(
 )
 OVERLAYS_AGAIN = Variant(
     changes=[Change("_policy", "with_keys if found.base else overlay", "overlay")]
+)
+
+# Those of declared tasks.
+OTHER_KEYS = "dict(zip(dict.fromkeys(keys), {}.values()))"
+KEYS_GO = Variant(changes=[Change("_record", "*self.tasks.values(), *self.base", "*self.base")])
+BASE_KEYS_GO = Variant(
+    changes=[Change("_record", "*self.tasks.values(), *self.base_tasks", "*self.tasks")]
+)
+KEEPS_MIXED = Variant(
+    changes=[
+        Change(
+            "_record",
+            "return self.tasks if self.base is None else self.base_tasks",
+            "return {**self.base_tasks, **self.tasks}",
+        )
+    ]
+)
+COMPARES_NO_KEYS = Variant(
+    changes=[Change("_record", "tasks={key: kept", f"tasks={OTHER_KEYS.format('kept')} or {{key: kept")]
+)
+OVERLAYS_IN_PLACE = Variant(
+    changes=[
+        Change(
+            "_record",
+            "tasks={key: secrets.token_hex(8) for key in dict.fromkeys(keys) if key not in record",
+            f"tasks={OTHER_KEYS.format('record.tasks')} or "
+            "{key: secrets.token_hex(8) for key in dict.fromkeys(keys) if key not in record",
+        )
+    ]
 )
 
 # Storage that does more than a request asks for, and stores that do not know yet whether their
@@ -240,6 +269,16 @@ TASKS = {
     "tasks, reuse, raise, collect": System([AX, BX_REUSE, AX_RAISE, COLLECT], timeouts=0),
     "tasks, clear": System([AX, AY, CLEAR], timeouts=0),
     "tasks, and none": System([AX, (worker, "AX", "reset", "xy")]),
+}
+
+TASKS_WRONG = {
+    "tasks, reading the record before listing": System([AX, AY, AX], RECORD_FIRST, timeouts=0),
+    "collecting the keys of tasks": System([AX, COLLECT], KEYS_GO, timeouts=0),
+    "collecting the keys of the base": System([AX, BX_REUSE, COLLECT], BASE_KEYS_GO, timeouts=0),
+    "keeping the keys of a mixture": System([AX, BX_REUSE, BX], KEEPS_MIXED, timeouts=0),
+    "keeping tokens without comparing keys": System([AX, BX], COMPARES_NO_KEYS, timeouts=0),
+    "an overlay of keys in place": System([AX, BX_REUSE, AX], OVERLAYS_IN_PLACE, timeouts=0),
+    "tasks without nonce": System([AX, BX, AX, COLLECT], NO_NONCE, timeouts=0),
 }
 
 DESIGN = {

@@ -407,7 +407,12 @@ def known(value: Any) -> Any:
     match type(value).__name__:  # Each code has classes of its own for these.
         case "Run":
             base = None if value._base is None else number(value._base)
-            return Run(number(value.token), base, origin_of(value))
+            # Only a `Worker` knows the origins of declared tasks.
+            declared = tuple(
+                (task, MIXED, tuple(map(number, tokens)))
+                for task, tokens in value._declared.items()
+            )
+            return Run(number(value.token), base, origin_of(value), declared)
         case "Decision":
             return value.action  # Only messages use its other attributes.
         case "CheckpointStore":
