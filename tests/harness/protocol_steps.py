@@ -339,6 +339,8 @@ def known(value: Any) -> Any:
             return value.task, number(value.token)
         case Record() | File():
             return value
+        case tuple() if hasattr(value, "nonce"):  # Each code has a class of its own for records.
+            return abstract(value)
         case tuple() | list():
             return tuple(map(known, value))
         case dict():
@@ -354,8 +356,6 @@ def known(value: Any) -> Any:
         case Code():
             return known(value.filesystem)
     match type(value).__name__:  # Each code has classes of its own for these.
-        case "Record":
-            return abstract(value)
         case "Run":
             base = None if value._base is None else number(value._base)
             return Run(number(value.token), base, origin_of(value))
