@@ -188,6 +188,21 @@ def labelled(found: Found, workflow_id: str, fingerprint: str) -> tuple[Record, 
     return label(found, fingerprint) if found.fingerprint is None else found, None
 
 
+def tokens_of(given: Declared, record: Record) -> dict[str, tuple[str, ...]]:
+    """The tokens of the generations in which each task has its files, the newest first."""
+    tokens = {**record.base_tasks, **record.tasks}
+    older = {} if record.base is None else given.keys_of(record.inputs)
+    shared: dict[tuple[str, str | None], tuple[str, ...]] = {}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, key in given.keys.items():
+        pair = key, older.get(name)
+        if pair not in shared:
+            all_tokens = tokens[key], record.base_tasks.get(pair[1] or "")
+            shared[pair] = tuple(dict.fromkeys(token for token in all_tokens if token))
+        found[name] = shared[pair]
+    return found
+
+
 def _changed_error(
     record: Record, fingerprint: str, change: InputChange, decision: Decision | None = None
 ) -> InputChangedError:

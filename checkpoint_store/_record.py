@@ -8,7 +8,6 @@ import reprlib
 import secrets
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import NamedTuple
 
 import xxhash
@@ -49,8 +48,8 @@ class Record(NamedTuple):
     inputs: Mapping[str, str] | None
     created: str
     updated: str
-    tasks: Mapping[str, str] = MappingProxyType({})
-    base_tasks: Mapping[str, str] = MappingProxyType({})
+    tasks: Mapping[str, str] = {}
+    base_tasks: Mapping[str, str] = {}
 
     @property
     def live(self) -> frozenset[str]:
@@ -69,7 +68,7 @@ def new_record(
     fingerprint: str | None,
     inputs: Mapping[str, str] | None = None,
     keys: Collection[str] = (),
-    kept: Mapping[str, str] = MappingProxyType({}),
+    kept: Mapping[str, str] | None = None,
 ) -> Record:
     """The record of a new generation. A key that is in `kept` has the token that is there."""
     now = _now()
@@ -78,7 +77,7 @@ def new_record(
         fingerprint=fingerprint,
         token=secrets.token_hex(8),
         base=None,
-        tasks={key: kept.get(key) or secrets.token_hex(8) for key in dict.fromkeys(keys)},
+        tasks={key: (kept or {}).get(key) or secrets.token_hex(8) for key in dict.fromkeys(keys)},
         nonce=secrets.token_hex(16),
         inputs=inputs,
         created=now,

@@ -12,13 +12,13 @@ from . import _protocol
 from ._description import Description, describe, last_written
 from ._filesystems import Filesystem, Location, connect, text_of
 from ._names import decode_name, is_ours
-from ._policy import Decision, labelled, opened
+from ._policy import Decision, labelled, opened, tokens_of
 from ._progress import Progress
 from ._record import Record, check_fingerprint
 from ._run import Run
 from ._serializer import Serializer
 from ._steps import Steps, call, drive
-from ._tasks import NOTHING, Declared, Task, tokens_of
+from ._tasks import NOTHING, Declared, Task
 from .errors import UnsupportedFormatError
 
 if TYPE_CHECKING:

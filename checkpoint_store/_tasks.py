@@ -12,13 +12,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
-from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
 from ._changes import InputChange, listed
 from ._fingerprint import input_digests
 from ._names import encode_name
-from ._record import Record
 from .errors import FingerprintError, InvalidTaskError
 
 
@@ -51,8 +49,8 @@ Tasks = Mapping[str, Task]
 class Declared(NamedTuple):
     """Tasks, and the key of each for the present inputs."""
 
-    tasks: Tasks = MappingProxyType({})
-    keys: Mapping[str, str] = MappingProxyType({})
+    tasks: Tasks = {}
+    keys: Mapping[str, str] = {}
 
     def keys_of(self, inputs: Mapping[str, str] | None) -> Mapping[str, str]:
         """The keys that these very tasks would have for other inputs; none if those are unknown."""
@@ -124,21 +122,6 @@ def task_keys(tasks: Tasks, inputs: Mapping[str, str]) -> dict[str, str]:
                 "a text or a digest"
             ) from error
     return keys
-
-
-def tokens_of(given: Declared, record: Record) -> dict[str, tuple[str, ...]]:
-    """The tokens of the generations in which each task has its files, the newest first."""
-    tokens = {**record.base_tasks, **record.tasks}
-    older = {} if record.base is None else given.keys_of(record.inputs)
-    shared: dict[tuple[str, str | None], tuple[str, ...]] = {}
-    found: dict[str, tuple[str, ...]] = {}
-    for name, key in given.keys.items():
-        pair = key, older.get(name)
-        if pair not in shared:
-            all_tokens = tokens[key], record.base_tasks.get(pair[1] or "")
-            shared[pair] = tuple(dict.fromkeys(token for token in all_tokens if token))
-        found[name] = shared[pair]
-    return found
 
 
 def reasons(

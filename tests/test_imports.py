@@ -15,7 +15,7 @@ import pytest
 from .harness import PACKAGE
 
 PURE = {"errors", "_changes", "_handling", "_json", "_modules", "_names", "_policy", "_record"} | {
-    *("_fingerprint", "_progress"),
+    *("_fingerprint", "_progress", "_tasks"),
     *(f"_fingerprint_{name}" for name in ("numpy", "objects", "refusal", "rules")),
     *(f"_fingerprint_{name}" for name in ("scalars", "tables", "tree")),
 }
@@ -47,7 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "_fingerprint": {"errors", "_modules"}
     | {f"_fingerprint_{name}" for name in ("refusal", "rules", "tree")},
     "_record": {"errors", "_json", "_names"},
-    "_policy": {"errors", "_changes", "_record"},
+    "_tasks": {"errors", "_changes", "_fingerprint", "_names"},
+    "_policy": {"errors", "_changes", "_record", "_tasks"},
     # Bytes under keys, and nothing about workflows.
     BASE: set(),
     URLS: {"errors"},
@@ -91,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
         "_description",
         "_fingerprint",
         "_policy",
+        "_tasks",
         "_resume",
         "_run",
         "_store",

@@ -47,13 +47,13 @@ SIGNATURES = {
     "CheckpointStore.describe": "(self, workflow_id)",
     "CheckpointStore.prune": "(self, older_than, *, dry_run=False, callback=None)",
     "CheckpointStore.read_fingerprint": "(self, workflow_id)",
-    "CheckpointStore.run": "(self, workflow_id, *, fingerprint=None)",
+    "CheckpointStore.run": "(self, workflow_id, *, fingerprint=None, tasks=None)",
     "CheckpointStore.workflows": "(self)",
     "CheckpointStore.write_fingerprint": "(self, workflow_id, fingerprint)",
-    "Decision": "(action, policy, stored, current, change)",
+    "Decision": "(action, policy, stored, current, change, kept=<factory>, recomputed=<factory>)",
     "Description": "(workflow_id, fingerprint, mixed, tasks, retired, size, oldest, newest)",
     "InputChange": "(added, removed, changed, reason)",
-    "Run.delete": "(self, task)",
+    "Run.delete": "(self, task, *, dependents=False)",
     "Run.dump": "(self, task, value)",
     "Run.dump_many": "(self, values, *, callback=None)",
     "Run.is_current": "(self)",
@@ -66,14 +66,15 @@ SIGNATURES = {
     "Run.write": "(self, task, data)",
     "Run.write_many": "(self, payloads, *, callback=None)",
     "fingerprint": "(inputs, *, ignore=())",
-    "plan": "(store, workflow_id, inputs=…, *, fingerprint=None, on_input_change=None, ignore=())",
+    "plan": "(store, workflow_id, inputs=…, *, fingerprint=None, on_input_change=None, "
+    "ignore=(), tasks=None)",
     "register": "(cls, encode, *, tag=None)",
     "resume": "(store, workflow_id, inputs=…, *, fingerprint=None, on_input_change=None, "
-    "ignore=())",
+    "ignore=(), tasks=None)",
 }
 ATTRIBUTES = {
     "CheckpointStore": {"url", "conditional_writes"},
-    "Decision": {"action", "policy", "stored", "current", "change"},
+    "Decision": {"action", "policy", "stored", "current", "change", "kept", "recomputed"},
     "Description": {
         *("workflow_id", "fingerprint", "mixed", "tasks", "retired", "size", "oldest", "newest"),
     },

@@ -220,7 +220,13 @@ KEEPS_MIXED = Variant(
     ]
 )
 COMPARES_NO_KEYS = Variant(
-    changes=[Change("_record", "tasks={key: kept", f"tasks={OTHER_KEYS.format('kept')} or {{key: kept")]
+    changes=[
+        Change(
+            "_record",
+            "tasks={key: (kept",
+            f"tasks={OTHER_KEYS.format('(kept or {})')} or {{key: (kept",
+        )
+    ]
 )
 OVERLAYS_IN_PLACE = Variant(
     changes=[
@@ -339,7 +345,9 @@ ALSO_WRONG = {
 
 
 def main(arguments: list[str]) -> None:
-    for name, system in (TASKS if "--tasks" in arguments else LARGE if "--large" in arguments else DESIGN).items():
+    for name, system in (
+        TASKS if "--tasks" in arguments else LARGE if "--large" in arguments else DESIGN
+    ).items():
         began = time.process_time()
         search = Search(system)
         found = search.explore()

@@ -386,7 +386,7 @@ def known(value: Any) -> Any:
             return frozenset(map(known, value))
         case Worker(run, keys):
             return known(run)._replace(declared=_declared_by(run, keys))
-        case tuple() if hasattr(value, "nonce"):
+        case tuple() if hasattr(value, "nonce"):  # Each code has a class of its own for records.
             return abstract(value)
         case Declared(_, keys):
             return tuple(keys.items())

@@ -25,6 +25,7 @@ from checkpoint_store._policy import (
     resumed,
 )
 from checkpoint_store._record import Record, new_record, overlay
+from checkpoint_store._tasks import NOTHING
 from checkpoint_store.errors import CorruptRecordError, InputChangedError, InvalidPolicyError
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -248,7 +249,7 @@ def test_a_workflow_is_opened_with_the_record_there_is_or_a_new_one(
         record, _ = opened(found, "orders", fingerprint)
         assert (record.fingerprint, record.base) == (fingerprint, None)
     elif fingerprint is None or (kind.startswith("plain") and fingerprint == OLD):
-        assert opened(found, "orders", fingerprint) == (found, None)
+        assert opened(found, "orders", fingerprint) == (found, NOTHING)
     else:
         with pytest.raises(InputChangedError):
             opened(found, "orders", fingerprint)
