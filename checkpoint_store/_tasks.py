@@ -49,15 +49,15 @@ Tasks = Mapping[str, Task]
 class Declared(NamedTuple):
     """Tasks, and the key of each for the present inputs."""
 
-    tasks: Tasks = {}
-    keys: Mapping[str, str] = {}
+    tasks: Tasks
+    keys: Mapping[str, str]
 
     def keys_of(self, inputs: Mapping[str, str] | None) -> Mapping[str, str]:
         """The keys that these very tasks would have for other inputs; none if those are unknown."""
         return {} if inputs is None or not self.tasks else task_keys(self.tasks, inputs)
 
 
-NOTHING = Declared()
+NOTHING = Declared({}, {})
 
 
 def declared(tasks: object, inputs: Mapping[str, str], ignore: Collection[str] = ()) -> Declared:

@@ -100,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # What a run and a store may know of policies: how a decision looks, and what becomes of a record.
-OF_POLICY = {"Decision", "Found", "labelled", "opened"}
+OF_POLICY = {"Decision", "Found", "labelled", "opened", "tokens_of"}
 
 THIRD_PARTY = {
     "_record": {"xxhash"},

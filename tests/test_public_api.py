@@ -30,12 +30,13 @@ PUBLIC = [
     *(
         "InvalidNameError",
         "InvalidPolicyError",
+        "InvalidTaskError",
         "InvalidURLError",
         "Run",
         "SerializationError",
         "StorageError",
     ),
-    *("UnsupportedFormatError", "fingerprint", "plan", "register", "resume"),
+    *("Task", "UnsupportedFormatError", "fingerprint", "plan", "register", "resume"),
 ]
 
 SIGNATURES = {

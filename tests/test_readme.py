@@ -324,6 +324,6 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     assert f"at most {_frame.MAX_HEADER_BYTES:,} bytes" in text
     assert f"{_names.MAX_SEGMENT_BYTES} bytes at most" in text
     assert f"nested {_fingerprint_tree.MAX_DEPTH} levels deep" in text
-    assert (_record.VERSION, _frame.VERSION, _fingerprint.PREFIX) == (1, 1, "fp1:sha256:")
+    assert (_record.VERSION, _frame.VERSION, _fingerprint.PREFIX) == (2, 1, "fp1:sha256:")
     for workflow in ("orders", "Orders"):
         assert f"`{lock_name(workflow).removesuffix('.lock')}` for the workflow" in text

@@ -23,11 +23,13 @@ from checkpoint_store._record import (
     label,
     new_record,
     overlay,
+    with_keys,
 )
 from checkpoint_store.errors import (
     CorruptRecordError,
     FingerprintError,
     InvalidNameError,
+    InvalidTaskError,
     UnsupportedFormatError,
 )
 
@@ -46,15 +48,29 @@ DATA = encode_record(RECORD)
 
 text = st.text(st.characters(exclude_categories=()), max_size=40)
 hexadecimal = st.from_regex(r"[0-9a-f]{16,64}", fullmatch=True)
+digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+
+
+@st.composite
+def task_tokens(draw: st.DrawFn) -> tuple[dict[str, str], dict[str, str]]:
+    """The tokens of the keys of a record, and of those of its base. No token occurs twice."""
+    tokens = st.from_regex(r"7[0-9a-f]{16}", fullmatch=True)
+    pairs = draw(
+        st.lists(st.tuples(digests, tokens), max_size=6, unique_by=(lambda p: p[0], lambda p: p[1]))
+    )
+    half = draw(st.integers(0, len(pairs)))
+    return dict(pairs[:half]), dict(pairs[half:])
+
+
 records = st.builds(
-    Record,
+    lambda tokens, **others: Record(tasks=tokens[0], base_tasks=tokens[1], **others),
+    task_tokens(),
     workflow=text.filter(lambda name: 0 < len(repr(name.encode("utf-8", "surrogatepass"))) < 60),
     fingerprint=st.none() | text.filter(bool),
-    token=hexadecimal,
-    base=st.none() | hexadecimal,
+    token=hexadecimal.map("a{}".format).map(lambda token: token[:64]),
+    base=st.none() | hexadecimal.map("b{}".format).map(lambda token: token[:64]),
     nonce=hexadecimal,
-    inputs=st.none()
-    | st.dictionaries(text, st.from_regex(r"[0-9a-f]{64}", fullmatch=True), max_size=8),
+    inputs=st.none() | st.dictionaries(text, digests, max_size=8),
     created=st.just(RECORD.created),
     updated=st.just(RECORD.updated),
 )
@@ -268,7 +284,7 @@ def test_any_json_in_any_field_is_our_error_or_a_record(key: str, value: object)
         assert decoded.workflow == RECORD.workflow
 
 
-@pytest.mark.parametrize("version", [2, 3, 99, 10**18])
+@pytest.mark.parametrize("version", [3, 4, 99, 10**18])
 @pytest.mark.parametrize("kept", ["everything", "nothing"])
 def test_a_newer_format_is_told_from_a_corrupt_one(version: int, kept: str) -> None:
     changes = {"checkpoint_store": version}
@@ -426,3 +442,82 @@ def test_a_label_changes_the_fingerprint_and_the_version_and_nothing_else() -> N
     assert before._replace(fingerprint="v1") == after._replace(
         nonce=before.nonce, updated=before.updated
     )
+
+
+# Records with the keys of tasks, which are of version 2
+
+KEYS = [f"{number:064x}" for number in range(1_000)]
+WITH_TASKS = RECORD._replace(tasks={KEYS[0]: "e" * 16}, base_tasks={KEYS[1]: "d" * 16})
+
+
+def test_only_a_record_with_tasks_is_of_the_second_version() -> None:
+    assert json.loads(DATA)["checkpoint_store"] == 1
+    assert "tasks" not in json.loads(DATA)
+    for record in (RECORD._replace(tasks={KEYS[0]: "e" * 16}), WITH_TASKS):
+        data = encode_record(record)
+        assert json.loads(data)["checkpoint_store"] == 2
+        assert decode_record(data, "orders") == record
+
+
+def tasked(**changes: Any) -> bytes:
+    parsed = json.loads(encode_record(WITH_TASKS))
+    del parsed["checksum"]
+    return dump({**parsed, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tasks": None},
+        {"tasks": []},
+        {"base_tasks": {KEYS[0][1:]: "e" * 16}},
+        {"tasks": {KEYS[0].upper() + "A": "e" * 16}},
+        {"tasks": {f"{KEYS[0]}\n": "e" * 16}},
+        {"tasks": {KEYS[0]: "E" * 16}},
+        {"tasks": {KEYS[0]: 7}},
+        {"tasks": {KEYS[0]: "e" * 16, KEYS[2]: "e" * 16}},
+        {"tasks": {KEYS[0]: "d" * 16}},
+        {"tasks": {KEYS[0]: RECORD.token}},
+        {"base_tasks": {KEYS[0]: RECORD.base}},
+    ],
+    ids=repr,
+)
+def test_keys_that_are_no_digests_and_tokens_that_occur_twice_are_corrupt(
+    changes: dict[str, Any],
+) -> None:
+    assert decode_record(tasked(), "orders") == WITH_TASKS
+    with pytest.raises(CorruptRecordError):
+        decode_record(tasked(**changes), "orders")
+
+
+def test_a_record_that_would_be_too_large_says_how_to_make_it_smaller() -> None:
+    with pytest.raises(InvalidTaskError, match="declare tasks alike"):
+        encode_record(new_record("orders", "v1", {}, KEYS))
+    assert encode_record(new_record("orders", "v1", {}, KEYS[:600]))
+
+
+def test_keys_that_nobody_declares_make_room() -> None:
+    full = new_record("orders", "v1", {}, KEYS[:600])
+    assert with_keys(full, KEYS[:600]) is full
+    more = with_keys(full, KEYS[500:800])
+    assert more.tasks.keys() == set(KEYS[500:800])
+    assert all(full.tasks[key] == more.tasks[key] for key in KEYS[500:600])
+    laid = overlay(full, KEYS[550:750], KEYS[400:500])
+    assert laid.base_tasks.keys() == {*KEYS[550:600], *KEYS[400:500]}
+    assert laid.tasks.keys() == set(KEYS[600:750])
+    for record in (more, laid):
+        assert decode_record(encode_record(record), "orders") == record
+
+
+def test_a_reset_keeps_the_tokens_of_keys_that_it_is_told_to_keep_and_no_others() -> None:
+    old = new_record("orders", "v1", {}, KEYS[:3])
+    new = new_record("orders", "v2", {}, KEYS[1:4], old.pure)
+    assert [old.tasks.get(key) == new.tasks[key] for key in KEYS[1:4]] == [True, True, False]
+    assert new.live.isdisjoint({old.token, old.tasks[KEYS[0]]})
+
+
+def test_of_a_mixture_only_the_keys_of_its_base_are_pure() -> None:
+    laid = overlay(new_record("orders", "v1", {}, KEYS[:2]), KEYS[1:3])
+    assert laid.pure.keys() == set(KEYS[:2])
+    assert laid.tasks.keys() == {KEYS[2]}
+    assert laid.live == {laid.token, laid.base, *laid.tasks.values(), *laid.base_tasks.values()}

@@ -66,7 +66,7 @@ def corrupt(backend: backends.Backend, store: CheckpointStore) -> None:
 def newer(backend: backends.Backend, store: CheckpointStore) -> None:
     same_inputs(backend, store)
     record = json.loads(backend.files()[f"wf/{RECORD}"])
-    backend.put(f"wf/{RECORD}", json.dumps({**record, "checkpoint_store": 2}).encode())
+    backend.put(f"wf/{RECORD}", json.dumps({**record, "checkpoint_store": 3}).encode())
 
 
 def flipped(data: bytes, position: int) -> bytes:

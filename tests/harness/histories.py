@@ -447,7 +447,7 @@ class History(RuleBasedStateMachine):
                 "cut": data[:middle],
                 "empty": b"",
                 "longer": data + b"\0",
-                "future": data.replace(b'"checkpoint_store": 1', b'"checkpoint_store": 2'),
+                "future": data.replace(b'"checkpoint_store": 1', b'"checkpoint_store": 3'),
                 "other": content(self.backend, other),
             }[how]
             assert data != spoilt

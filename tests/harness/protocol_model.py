@@ -184,7 +184,8 @@ NO_NONCE = Variant(
         Change(
             "_record",
             "token=secrets.token_hex(8),\n        base=None,\n",
-            "token=(name := f'{int.from_bytes(fingerprint.encode()):f>16x}'),\n        base=None,\n",
+            "token=(name := f'{int.from_bytes(fingerprint.encode()):f>16x}'),\n"
+            "        base=None,\n",
         ),
         Change("_record", "nonce=secrets.token_hex(16),\n        inputs", "nonce=name, inputs"),
     ],
