@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from . import _protocol
 from ._description import Description, describe, last_written
 from ._filesystems import Filesystem, Location, connect, text_of
+from ._filesystems.base import Page, pages
 from ._names import decode_name, is_ours
 from ._policy import Decision, labelled, opened, tokens_of
 from ._progress import Progress
@@ -186,14 +187,13 @@ class CheckpointStore:
         Memory stays small, except where S3 lists files in no order (directory buckets and some
         servers do): there it takes about 100 bytes for each workflow.
         """
-        more, is_last = None, False
-        while not is_last:
-            steps = call(f"listing {self!r}", Filesystem.list_folders, is_ours, more)
-            page = self._drive(steps)
-            for folder in page.items:
-                if (workflow_id := decode_name(folder)) is not None:
-                    yield workflow_id
-            more, is_last = page.more, page.more is None
+        about = f"listing {self!r}"
+
+        def page(more: Any) -> Page[str]:
+            return self._drive(call(about, Filesystem.list_folders, is_ours, more))
+
+        for folders in pages(page):
+            yield from filter(None, map(decode_name, folders))
 
     def describe(self, workflow_id: str) -> Description:
         """What there is of a workflow: number, size and age of its files. Print it."""

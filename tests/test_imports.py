@@ -75,7 +75,8 @@ ALLOWED: dict[str, set[str]] = {
     "_description": {"errors", "_names", "_protocol", "_steps", BASE},
     # What users hold.
     "_run": PURE | {"_checkpoints", "_frame", "_protocol", "_serializer", "_steps", BASE},
-    "_store": PURE | {"_description", "_protocol", "_run", "_serializer", "_steps", "_filesystems"},
+    "_store": PURE
+    | {"_description", "_protocol", "_run", "_serializer", "_steps", "_filesystems", BASE},
     "_resume": PURE | {"_protocol", "_run", "_steps", "_store"},
     # What people run.
     "_command": set(),

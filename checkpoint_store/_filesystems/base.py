@@ -77,7 +77,7 @@ def page_of(items: Iterator[_T]) -> Page[_T]:
     return Page(found, items if len(found) == PAGE else None)
 
 
-def _pages(list_page: Callable[[Any], Page[_T]]) -> Iterator[list[_T]]:
+def pages(list_page: Callable[[Any], Page[_T]]) -> Iterator[list[_T]]:
     """What is on each page of a list. A page may be empty although others follow."""
     page = list_page(None)
     while True:
@@ -294,13 +294,13 @@ class Filesystem(ABC):
 
     def remove_all(self) -> None:
         """Removes all files in folders under the root, and all folders that were made here."""
-        folders = [folder for page in _pages(partial(self.list_folders, bool)) for folder in page]
+        folders = [folder for page in pages(partial(self.list_folders, bool)) for folder in page]
         for folder in folders:
-            for files in _pages(partial(self.list_files, folder)):
+            for files in pages(partial(self.list_files, folder)):
                 keys = [f"{folder}/{file.name}" for file in files]
                 for key, reason in self.delete(keys).items():
                     raise OSError(f"{key}: {reason}")
-        if any(_pages(partial(self.list_folders, bool))):
+        if any(pages(partial(self.list_folders, bool))):
             raise OSError("files are still listed after they were deleted")
 
     def connected(self) -> Self:
