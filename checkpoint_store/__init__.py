@@ -12,6 +12,7 @@
 
 - `resume(store, workflow_id, inputs, on_input_change=...)` starts or resumes a workflow and returns
   a `Run`; `plan` only says what it would decide. The policies are "reuse", "reset" and "raise".
+- `Task` says which of the inputs a task uses, so that `resume` keeps what no change concerns.
 - `Run` loads and dumps objects, reads and writes bytes, opens streams, lists and deletes.
 - `CheckpointStore` names the storage; it clears workflows, lists them, and collects what
   interrupted resets left. `store.run(workflow_id)` is for runners with a policy of their own.
@@ -20,7 +21,7 @@
 """
 
 from ._changes import InputChange
-from ._description import Description
+from ._description import Description, TaskDescription
 from ._fingerprint import fingerprint, register
 from ._policy import Decision
 from ._resume import plan, resume
@@ -66,6 +67,7 @@ __all__ = [
     "SerializationError",
     "StorageError",
     "Task",
+    "TaskDescription",
     "UnsupportedFormatError",
     "fingerprint",
     "plan",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ._filesystems.base import Entry, Filesystem
@@ -13,6 +14,25 @@ from .errors import StorageError
 
 
 @dataclass(frozen=True, slots=True)
+class TaskDescription:
+    """A task's checkpoint, as `CheckpointStore.describe` found it.
+
+    size
+        Bytes of its file, which has a header and a trailer besides the checkpoint.
+    written
+        When it was written, by the storage's clock. None if the storage does not tell.
+    since
+        When the first of all checkpoints was written that have the same origin: of tasks that are
+        declared alike, from the same version and inputs, or of those that are not declared, in its
+        generation. A reset that keeps the task leaves this as it was.
+    """
+
+    size: int
+    written: datetime | None
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
     """A workflow's files, as `CheckpointStore.describe` found them. Its `str` is one line.
 
@@ -20,8 +40,9 @@ class Description:
         The recorded fingerprint. None if there is no record, or no fingerprint in it.
     mixed
         Whether an earlier `reuse` has mixed results of other inputs into these.
-    tasks
-        How many tasks have a checkpoint.
+    live
+        The tasks that have a checkpoint, by their names. Where a task has several, of two versions
+        or of a run that reuses older ones, it is the one that was written last.
     retired
         How many checkpoint files are of generations that a reset has retired, which `collect`
         deletes. Without a record these are all files, which `clear` deletes.
@@ -35,11 +56,16 @@ class Description:
     workflow_id: str
     fingerprint: str | None
     mixed: bool
-    tasks: int
+    live: Mapping[str, TaskDescription] = field(hash=False)
     retired: int
     size: int
     oldest: datetime | None
     newest: datetime | None
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks have a checkpoint."""
+        return len(self.live)
 
     def __str__(self) -> str:
         if not self.size:
@@ -61,15 +87,27 @@ class Description:
 def describe(workflow_id: str) -> Steps[Description]:
     files = yield from _files(workflow_id)
     record = yield from read_record(workflow_id)
-    live = frozenset[str]() if record is None else record.live
-    checkpoints = [parsed for file in files if (parsed := parse_file_name(file.name))]
-    times = [_when(file.written) for file in files if file.written is not None]
+    tokens = frozenset[str]() if record is None else record.live
+    # The last written of a task comes last, and stays.
+    files.sort(key=lambda file: file.written or 0)
+    since: dict[str, datetime | None] = {}
+    live: dict[str, TaskDescription] = {}
+    retired = 0
+    for file in files:
+        if parsed := parse_file_name(file.name):
+            task, token = parsed
+            written = _when(file.written)
+            if token in tokens:
+                live[task] = TaskDescription(file.size, written, since.setdefault(token, written))
+            else:
+                retired += 1
+    times = [written for file in files if (written := _when(file.written))]
     return Description(
         workflow_id=workflow_id,
         fingerprint=None if record is None else record.fingerprint,
         mixed=record is not None and record.base is not None,
-        tasks=len({task for task, token in checkpoints if token in live}),
-        retired=sum(token not in live for _, token in checkpoints),
+        live=dict(sorted(live.items())),
+        retired=retired,
         size=sum(file.size for file in files),
         oldest=min(times, default=None),
         newest=max(times, default=None),
@@ -86,7 +124,7 @@ def last_written(workflow_id: str) -> Steps[datetime | None]:
                 "its age is unknown: clear workflows by their names"
             )
         newest = max(newest or file.written, file.written)
-    return None if newest is None else _when(newest)
+    return _when(newest)
 
 
 def _files(workflow_id: str) -> Steps[list[Entry]]:
@@ -97,5 +135,5 @@ def _files(workflow_id: str) -> Steps[list[Entry]]:
     return [file for file in files if is_ours(file.name)]
 
 
-def _when(written: float) -> datetime:
-    return datetime.fromtimestamp(written, UTC)
+def _when(written: float | None) -> datetime | None:
+    return None if written is None else datetime.fromtimestamp(written, UTC)

@@ -28,12 +28,12 @@ Found = Record | CorruptRecordError | None
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
-UNCHANGED = "nothing that it uses has changed"
+UNCHANGED = "everything used is unchanged"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the policy engine has decided, and why.
+    """What the policy engine has decided, and why. Its `str` explains it to people.
 
     `action` is `"start"` (nothing was there), `"continue"` (the inputs are the same), `"reuse"`
     (they changed, and old checkpoints are read where there is no newer one), `"reset"` (they
@@ -53,6 +53,19 @@ class Decision:
     change: InputChange | None
     kept: Mapping[str, str] = field(default_factory=dict, hash=False)
     recomputed: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        why = "" if self.change is None else f" ({self.change.reason})"
+        return "\n  ".join([f"{self.action}{why}", *explanations(self)])
+
+
+def explanations(decision: Decision) -> list[str]:
+    """What becomes of the declared tasks: a line for all those of which the same is true."""
+    alike: dict[str, list[str]] = {}
+    for what, tasks in (("kept", decision.kept), ("computed anew", decision.recomputed)):
+        for task, reason in tasks.items():
+            alike.setdefault(f"{what}: {reason}", []).append(task)
+    return [f"{listed(tasks)} {what}" for what, tasks in alike.items()]
 
 
 def check_policy(policy: object) -> Policy:
@@ -113,7 +126,7 @@ def _kept(
     """Which of the tasks are kept, and which are computed anew, each with the reason."""
     tokens = {**found.base_tasks, **found.tasks} if action == "reuse" else found.pure
     is_known = change is None or found.inputs is not None
-    otherwise = "its declaration is new" if change is None or is_known else change.reason
+    otherwise = "the declaration is new" if change is None or is_known else change.reason
     anew = reasons(given, tokens, change, otherwise)
     kept = {name: UNCHANGED for name in given.tasks if name not in anew}
     if action == "reuse":

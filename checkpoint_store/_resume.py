@@ -8,7 +8,7 @@ from typing import Final, overload
 
 from . import _protocol
 from ._fingerprint import combine, input_digests
-from ._policy import Decision, Found, Policy, check_policy, decide, resumed
+from ._policy import Decision, Found, Policy, check_policy, decide, explanations, resumed
 from ._progress import Progress
 from ._record import check_fingerprint, encode_record, new_record
 from ._run import Run
@@ -196,7 +196,5 @@ def _log(workflow_id: str, found: Found, decision: Decision) -> None:
     why = "" if decision.change is None else f" ({decision.change.reason})"
     level = logging.WARNING if is_loud else logging.INFO
     logger.log(level, "workflow %r: %s%s", workflow_id, decision.action, why)
-    for name, reason in decision.recomputed.items():
-        logger.info("workflow %r: task %r is computed anew: %s", workflow_id, name, reason)
-    for name, reason in decision.kept.items():
-        logger.info("workflow %r: task %r is kept: %s", workflow_id, name, reason)
+    for line in explanations(decision):
+        logger.info("workflow %r: %s", workflow_id, line)

@@ -22,6 +22,8 @@ from checkpoint_store import (
     InputChangedError,
     Run,
     StorageError,
+    Task,
+    TaskDescription,
     fingerprint,
     plan,
     register,
@@ -111,6 +113,10 @@ def retaining(store: CheckpointStore, description: Description, callback: Callba
     assert_type(description.workflow_id, str)
     assert_type(description.fingerprint, str | None)
     assert_type(description.tasks, int)
+    assert_type(description.live, Mapping[str, TaskDescription])
+    assert_type(description.live["task"].size, int)
+    assert_type(description.live["task"].written, datetime | None)
+    assert_type(description.live["task"].since, datetime | None)
     assert_type(description.retired, int)
     assert_type(description.size, int)
     assert_type(description.newest, datetime | None)
@@ -130,6 +136,19 @@ def deciding(decision: Decision, change: InputChange) -> None:
     assert_type(change.reason, str)
     decision.action = "start"  # type: ignore[misc]
     change.reason = ""  # type: ignore[misc]
+
+
+def declaring(store: CheckpointStore, run: Run, decision: Decision) -> None:
+    tasks = {"load": Task(uses=["day"]), "plot": Task(uses=(), after={"load"}, version=2)}
+    assert_type(resume(store, "wf", {}, on_input_change="reset", tasks=tasks), Run)
+    assert_type(plan(store, "wf", {}, on_input_change="reset", tasks=tasks), Decision)
+    assert_type(store.run("wf", tasks=tasks), Run)
+    assert_type(run.delete("load", dependents=True), None)
+    assert_type(decision.kept, Mapping[str, str])
+    assert_type(decision.recomputed, Mapping[str, str])
+    Task(["day"])  # type: ignore[call-arg]
+    resume(store, "wf", fingerprint="v1", on_input_change="reset", tasks=tasks)  # type: ignore[call-overload]
+    resume(store, "wf", {}, on_input_change="reset", tasks={"load": "day"})  # type: ignore[call-overload]
 
 
 def fingerprinting(model: Model) -> None:

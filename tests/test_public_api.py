@@ -36,7 +36,15 @@ PUBLIC = [
         "SerializationError",
         "StorageError",
     ),
-    *("Task", "UnsupportedFormatError", "fingerprint", "plan", "register", "resume"),
+    *(
+        "Task",
+        "TaskDescription",
+        "UnsupportedFormatError",
+        "fingerprint",
+        "plan",
+        "register",
+        "resume",
+    ),
 ]
 
 SIGNATURES = {
@@ -52,8 +60,10 @@ SIGNATURES = {
     "CheckpointStore.workflows": "(self)",
     "CheckpointStore.write_fingerprint": "(self, workflow_id, fingerprint)",
     "Decision": "(action, policy, stored, current, change, kept=<factory>, recomputed=<factory>)",
-    "Description": "(workflow_id, fingerprint, mixed, tasks, retired, size, oldest, newest)",
+    "Description": "(workflow_id, fingerprint, mixed, live, retired, size, oldest, newest)",
     "InputChange": "(added, removed, changed, reason)",
+    "Task": "(*, uses=None, after=(), version=None)",
+    "TaskDescription": "(size, written, since)",
     "Run.delete": "(self, task, *, dependents=False)",
     "Run.dump": "(self, task, value)",
     "Run.dump_many": "(self, values, *, callback=None)",
@@ -77,9 +87,12 @@ ATTRIBUTES = {
     "CheckpointStore": {"url", "conditional_writes"},
     "Decision": {"action", "policy", "stored", "current", "change", "kept", "recomputed"},
     "Description": {
-        *("workflow_id", "fingerprint", "mixed", "tasks", "retired", "size", "oldest", "newest"),
+        *("workflow_id", "fingerprint", "mixed", "live", "tasks", "retired"),
+        *("size", "oldest", "newest"),
     },
     "InputChange": {"added", "removed", "changed", "reason"},
+    "Task": {"uses", "after", "version"},
+    "TaskDescription": {"size", "written", "since"},
     "Run": {"workflow_id", "fingerprint", "token", "decision"},
 }
 
@@ -153,6 +166,8 @@ def test_every_public_callable_has_its_signature_here() -> None:
         "Decision",
         "Description",
         "InputChange",
+        "Task",
+        "TaskDescription",
     } == set(SIGNATURES)
 
 

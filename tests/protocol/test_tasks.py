@@ -107,17 +107,17 @@ def test_the_reasons_name_an_input_a_task_before_or_the_declaration() -> None:
     given = declared({**TASKS, "other": Task()}, INPUTS)
     kept = {given.keys["extract"]}
     change = InputChange((), (), ("lr",), "changed: 'lr'")
-    assert reasons(given, kept, change, "its declaration is new") == {
+    assert reasons(given, kept, change, "the declaration is new") == {
         "train": "input 'lr' changed",
         "plot": "through 'train': input 'lr' changed",
         "other": "input 'lr' changed",
     }
     change = InputChange(("colour",), (), ("lr",), "")
     assert reasons(given, kept, change, "")["other"] == "inputs 'colour', 'lr' changed"
-    assert reasons(given, kept, None, "its declaration is new") == {
-        "train": "its declaration is new",
-        "plot": "through 'train': its declaration is new",
-        "other": "its declaration is new",
+    assert reasons(given, kept, None, "the declaration is new") == {
+        "train": "the declaration is new",
+        "plot": "through 'train': the declaration is new",
+        "other": "the declaration is new",
     }
 
 
