@@ -60,17 +60,22 @@ def test_the_demonstration_shows_what_was_skipped_and_what_is_stale(
 ) -> None:
     assert main(["memory://demo"]) == 0
 
-    changed = "changed: 'orders.csv'"
-    crashed, resumed, refused, reused, fresh = rows(capsys.readouterr().out)
-    assert crashed == ["5,000", "raise", "ran", "CRASHED", "-", "-", "start"]
-    assert resumed[:5] == ["5,000", "raise", "skipped", "ran", "ran"]
-    assert resumed[6:] == ["fresh", "continue"]
-    assert refused == ["5,250", "raise", "-", "-", "-", "-", "refused,", changed]
-    assert reused[:5] == ["5,250", "reuse", "skipped", "skipped", "skipped"]
-    assert reused[6:] == ["STALE", f"reuse, {changed}"]
-    assert fresh[:5] == ["5,250", "reset", "ran", "ran", "ran"]
-    assert fresh[6:] == ["fresh", f"reset, {changed}"]
-    assert resumed[5] == reused[5] != fresh[5]
+    output = capsys.readouterr().out
+    changed = "changed: 'orders'"
+    crashed, resumed, refused, reused, fresh, partial = rows(output)
+    assert crashed == ["5,000", "raise", "ran", "CRASHED", "-", "-", "-", "start"]
+    assert resumed[:6] == ["5,000", "raise", "skipped", "ran", "ran", "ran"]
+    assert resumed[7:] == ["EUR", "fresh", "continue"]
+    assert refused == ["5,250", "raise", *"-----", "refused,", *changed.split()]
+    assert reused[:6] == ["5,250", "reuse", "skipped", "skipped", "skipped", "skipped"]
+    assert reused[7:] == ["EUR", "STALE", f"reuse, {changed}"]
+    assert fresh[:6] == ["5,250", "reset", "ran", "ran", "ran", "ran"]
+    assert fresh[7:] == ["EUR", "fresh", f"reset, {changed}"]
+    assert partial[:6] == ["5,250", "reset", "skipped", "skipped", "skipped", "ran"]
+    assert partial[7:] == ["USD", "fresh", "reset, changed: 'currency'"]
+    assert resumed[6] == reused[6] != fresh[6] == partial[6]
+    assert "'extract', 'clean', 'total' kept: everything used is unchanged" in output
+    assert "'report' computed anew: input 'currency' changed" in output
 
 
 @pytest.mark.usefixtures("untouched_memory")
@@ -81,7 +86,7 @@ def test_a_warning_of_the_library_is_part_of_the_output_once(
 
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert captured.out.count("warning: workflow 'revenue': reuse (changed: 'orders.csv')") == 1
+    assert captured.out.count("warning: workflow 'revenue': reuse (changed: 'orders')") == 1
 
 
 @pytest.mark.usefixtures("untouched_memory")
@@ -94,7 +99,7 @@ def test_the_output_is_plain_and_short(
     assert output.isascii()
     assert "\x1b" not in output
     assert "\r" not in output
-    assert len(output.splitlines()) <= 42
+    assert len(output.splitlines()) <= 44
     assert max(map(len, output.splitlines())) <= 100
 
 

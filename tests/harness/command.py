@@ -39,10 +39,11 @@ def failed(output: str) -> set[str]:
 def rows(output: str) -> list[list[str]]:
     """The rows of the table of the demonstration.
 
-    A row has the orders, the policy, three steps, the revenue and the decision.
+    A row has the orders, the policy, four steps, the revenue with its currency, what it is
+    worth and the decision.
     """
     return [
-        re.split(r"\s+", line.strip(), maxsplit=7)
+        re.split(r"\s+", line.strip(), maxsplit=9)
         for line in output.splitlines()
         if re.match(r"  5,\d\d0 ", line)
     ]

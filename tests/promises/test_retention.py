@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fsspec.callbacks import Callback
 
-from checkpoint_store import CheckpointStore, StorageError, _store, resume
+from checkpoint_store import CheckpointStore, StorageError, Task, _store, resume
 from checkpoint_store._filesystems.base import Entry, Page
 
 from ..harness.backends import SIBLINGS, Backend
@@ -61,6 +61,44 @@ def test_a_description_counts_and_measures_what_is_there(
     assert found.oldest is not None
     assert found.newest is not None
     assert started <= found.oldest <= found.newest <= datetime.now(UTC) + timedelta(seconds=5)
+
+
+def test_a_description_tells_the_size_and_age_of_each_task(store: CheckpointStore) -> None:
+    tasks = {"load": Task(uses=["day"]), "plot": Task(uses=["colour"], after=["load"])}
+    resume(store, "wf", {"day": 1, "colour": 1}, on_input_change="reset", tasks=tasks).write_many(
+        {"load": b"x" * 1000, "plot": b"", "undeclared": b""}
+    )
+    before = store.describe("wf").live
+    assert list(before) == ["load", "plot", "undeclared"]
+    assert before["load"].size == 1000 + before["plot"].size
+    run = resume(store, "wf", {"day": 1, "colour": 2}, on_input_change="reset", tasks=tasks)
+    assert store.describe("wf").live == {"load": before["load"]}
+    run.write("plot", b"")
+    after = store.describe("wf")
+    assert (after.tasks, after.retired) == (2, 0)
+    assert after.live["load"] == before["load"]
+    for live in after.live.values():
+        assert live.since == live.written
+    run.write("load", b"again")
+    again = store.describe("wf").live["load"]
+    assert again.size < before["load"].size
+    assert again.written == again.since
+
+
+def test_the_age_of_an_origin_is_that_of_its_first_checkpoint(local: CheckpointStore) -> None:
+    tasks = {"a": Task(uses=[]), "b": Task(uses=[]), "c": Task(uses=[], version=2)}
+    run = resume(local, "wf", {}, on_input_change="reset", tasks=tasks)
+    run.write_many(dict.fromkeys("abc", b""))
+    for path in Path(local.url, "wf").glob("a@*"):
+        os.utime(path, (86400, 86400))
+    live = local.describe("wf").live
+    assert (
+        live["a"].written == live["a"].since == live["b"].since == datetime(1970, 1, 2, tzinfo=UTC)
+    )
+    assert live["c"].written == live["c"].since
+    older = {"c": Task(uses=[], version=1)}
+    resume(local, "wf", {}, on_input_change="reset", tasks=older).write("c", b"older version")
+    assert local.describe("wf").live["c"].size == live["c"].size + len(b"older version")
 
 
 def test_a_description_counts_retired_files_and_not_those_of_others(
