@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
-from checkpoint_store import CheckpointStore, Run, fingerprint, resume
+from checkpoint_store import (
+    CheckpointNotFoundError,
+    CheckpointStore,
+    Decision,
+    Run,
+    Task,
+    fingerprint,
+    plan,
+    resume,
+)
 from checkpoint_store._filesystems.base import Filesystem
 from checkpoint_store._filesystems.loop import LoopFilesystem
 
@@ -16,6 +27,16 @@ from .backends import RECORD, Untouchable
 
 INPUTS = {"day": "2026-11-23", "limit": 5}
 OTHER_INPUTS = {"day": "2026-11-24", "limit": 5}
+
+TASKS = {
+    "load": Task(uses=["day"]),
+    "train": Task(uses=["rate"], after=["load"]),
+    "plot": Task(uses=["colour"], after=["train"]),
+}
+USED = {"day": "2026-11-23", "rate": 0.1, "colour": "red"}
+"""The inputs that `TASKS` use, each task one of them. A task `report` is not declared."""
+
+EVERY = (*TASKS, "report")
 
 
 def key_of(run: Run, segment: str) -> str:
@@ -26,6 +47,65 @@ def untouchable(store: CheckpointStore) -> CheckpointStore:
     """Returns the store, which from now on fails the test if it reads or writes anything."""
     store._filesystem = Untouchable()
     return store
+
+
+# Declared tasks
+
+
+def resumed(
+    store: CheckpointStore, policy: Any = "reset", tasks: Any = TASKS, **changes: Any
+) -> Run:
+    """A run of the workflow `wf` on `USED` with changes. The plan was what it decided."""
+    inputs = {**USED, **changes}
+    planned = plan(store, "wf", inputs, on_input_change=policy, tasks=tasks)
+    run = resume(store, "wf", inputs, on_input_change=policy, tasks=tasks)
+    assert planned == run.decision
+    return run
+
+
+def decision_of(run: Run) -> Decision:
+    assert run.decision is not None
+    return run.decision
+
+
+def found_by(run: Run, tasks: Sequence[str] = EVERY) -> dict[str, Any]:
+    """What the run loads of these tasks, which is all that a listing shows to it."""
+    found = run.load_many(tasks)
+    assert found == run.load_many()
+    return found
+
+
+def check_every_way_of_reading(run: Run, expected: Mapping[str, object]) -> None:
+    """Checks that the run finds these tasks by all its calls, and that a worker does, too."""
+    payloads = {task: json.dumps(value).encode() for task, value in expected.items()}
+    worker = pickle.loads(pickle.dumps(run))
+    assert expected == found_by(worker) == found_by(run)
+    assert payloads.keys() == worker.tasks()
+    assert payloads == worker.read_many()
+    for task in EVERY:
+        assert (task in worker) == (task in expected)
+        if task in expected:
+            assert payloads[task] == worker.read(task)
+            assert expected[task] == worker.load(task)
+            with worker.open(task) as stream:
+                assert payloads[task] == stream.read()
+        else:
+            for read in (worker.read, worker.load, worker.open):
+                with pytest.raises(CheckpointNotFoundError):
+                    read(task)
+    worker._filesystem.close()
+
+
+def checkpoints(backend: backends.Backend) -> dict[str, bytes]:
+    """The checkpoint files of the workflow `wf`, by their names."""
+    files = {key.removeprefix("wf/"): data for key, data in backend.files().items()}
+    return {name: data for name, data in files.items() if name != RECORD}
+
+
+def record_of(backend: backends.Backend) -> dict[str, Any]:
+    """What is in the record of the workflow `wf`."""
+    record: dict[str, Any] = json.loads(backend.files()[f"wf/{RECORD}"])
+    return record
 
 
 # States of the workflow `wf`

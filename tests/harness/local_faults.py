@@ -45,12 +45,13 @@ from .operations import (
     perform,
     prepared,
 )
+from .task_operations import TASK_OPERATIONS
 from .worlds import LocalWorld
 
 PATIENCE = 60
 """Seconds after which a child that waits for something is ended, and its test fails."""
 
-BY_NAME = {operation.name: operation for operation in OPERATIONS}
+BY_NAME = {operation.name: operation for operation in [*OPERATIONS, *TASK_OPERATIONS]}
 
 
 def _write_after_clear(store: CheckpointStore) -> Run:

@@ -1,17 +1,18 @@
 """Operations on a workflow, and what must hold after them whether they failed or not.
 
-Each checkpoint says in its bytes which inputs it was computed from. So whatever happened, a new
-store can be asked three questions. Is anything returned to a strict run that other inputs made
-(never stale)? Is a write missing that returned (nothing lost)? Has a sibling changed by a byte
-(nobody else's)?
+Each checkpoint says in its bytes which inputs it was computed from; that of a declared task says
+which of them, and which version, its declaration covers. So whatever happened, a new store can be
+asked three questions. Is anything returned to a strict run that other inputs made (never stale)? Is
+a write missing that returned (nothing lost)? Has a sibling changed by a byte (nobody else's)?
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from checkpoint_store import (
     CorruptRecordError,
     InputChangedError,
     Run,
+    Task,
     resume,
 )
 from checkpoint_store._frame import TRAILER_BYTES
@@ -35,13 +37,51 @@ from .worlds import World
 WORKFLOW = "wf"
 SIBLINGS = ("wf1", "wf-1", "wf/x", "w")
 
+TASKS = ("t0", "t1", "t2")
+Checkpoints = dict[str, bytes]
+
+# Declared tasks. A workflow in which there are some is resumed with inputs, any other with A, B or
+# C as an explicit fingerprint.
+
+Tasks = Mapping[str, Task]
+INPUTS = {
+    "A": {"day": "A", "rate": "x"},
+    "B": {"day": "B", "rate": "x"},
+    "C": {"day": "C", "rate": "y"},
+}
+
+
+def origin(inputs: str, task: str, tasks: Tasks | None) -> str:
+    """What the result of a task depends on, as its checkpoint tells, on the inputs A, B or C."""
+    if not tasks or task not in tasks:
+        return inputs
+    used = [INPUTS[inputs][name] for name in tasks[task].uses or ()]
+    others = [origin(inputs, other, tasks) for other in before(task, tasks)]
+    return "+".join([*used, *others, str(tasks[task].version or "")]).rstrip("+")
+
+
+def before(task: str, tasks: Tasks | None) -> Collection[str]:
+    """The tasks that a declared one comes after."""
+    return tasks[task].after if tasks and task in tasks else ()
+
+
+def values(inputs: str, tasks: Tasks | None = None) -> Checkpoints:
+    return {task: f"{origin(inputs, task, tasks)} {task}".encode() for task in TASKS}
+
+
+def resumes(
+    inputs: str, policy: Any, tasks: Tasks | None = None
+) -> Callable[[CheckpointStore], Run]:
+    if tasks is None:
+        return lambda store: resume(store, WORKFLOW, fingerprint=inputs, on_input_change=policy)
+    return lambda store: resume(
+        store, WORKFLOW, INPUTS[inputs], on_input_change=policy, tasks=tasks
+    )
+
 
 # What the workflow has before the operation
 
-
-TASKS = ("t0", "t1", "t2")
-Checkpoints = dict[str, bytes]
-OLD: Checkpoints = {task: f"A {task}".encode() for task in TASKS}
+OLD = values("A")
 
 
 def plant_siblings(world: World) -> None:
@@ -97,7 +137,8 @@ class Operation:
 
     When the operation has returned, that run finds `after`. When it has failed, it finds for each
     task either what was there before or what is in `after`. After an `atomic` operation it finds
-    one of the two as a whole.
+    one of the two as a whole. All runs declare these `tasks`. A run on B that resets or reuses
+    finds in any case what is `kept`.
     """
 
     name: str
@@ -107,6 +148,8 @@ class Operation:
     after: Checkpoints
     atomic: bool = True
     raises: type[CheckpointStoreError] | None = None
+    tasks: Tasks | None = None
+    kept: Checkpoints = dataclasses.field(default_factory=dict)
 
 
 def own_run(store: CheckpointStore) -> Run:
@@ -130,15 +173,6 @@ def read_all(store: CheckpointStore) -> None:
     with pytest.raises(CheckpointNotFoundError):
         run.read("t9")
     assert run.is_current()
-
-
-def resumes(fingerprint: str, policy: str) -> Callable[[CheckpointStore], Run]:
-    return lambda store: resume(
-        store,
-        WORKFLOW,
-        fingerprint=fingerprint,
-        on_input_change=policy,  # type: ignore[call-overload]
-    )
 
 
 NEW = {"t0": b"A t0 new", "t9": b"A t9"}
@@ -219,10 +253,10 @@ def found_by(run: Run) -> Checkpoints:
     return found
 
 
-def resumed(world: World, fingerprint: str, policy: str) -> Run | None:
+def resumed(world: World, inputs: str, policy: str, tasks: Tasks | None) -> Run | None:
     """A run that a new process gets, or None if the policy refuses."""
     try:
-        return resumes(fingerprint, policy)(world.store())
+        return resumes(inputs, policy, tasks)(world.store())
     except InputChangedError:
         assert policy == "raise"
     except CorruptRecordError:
@@ -238,6 +272,8 @@ def content(world: World) -> frozenset[tuple[str, ...]]:
     with suppress(CheckpointStoreError):
         if record := drive(world.filesystem(), read_record(WORKFLOW)):
             roles = {record.token: "current", record.base or "": "base"}
+            roles |= {token: f"key {key}" for key, token in record.tasks.items()}
+            roles |= {token: f"key of the base {key}" for key, token in record.base_tasks.items()}
             found.append(("record", str(record.fingerprint), str(record.base is not None)))
     for key in world.folder():
         name = key.rpartition("/")[2]
@@ -252,40 +288,55 @@ def content(world: World) -> frozenset[tuple[str, ...]]:
     return frozenset(found)
 
 
-_checked: dict[tuple[str, object], Checkpoints] = {}
+_checked: dict[tuple[str, str, object], Checkpoints] = {}
 
 
-def check_every_way_on(world: World, others: dict[str, bytes]) -> Checkpoints:
+def check_every_way_on(
+    world: World, others: dict[str, bytes], operation: Operation | None = None
+) -> Checkpoints:
     """Resumes copies of the world under every policy. Returns what a strict run on A finds.
 
-    Most faults leave the same few states behind, and each state is looked at only once.
+    Most faults leave the same few states behind, and each state is looked at only once: for all
+    operations without tasks together, and for each other one.
     """
     assert others == world.others()
-    key = world.kind, content(world)
+    declaring = operation if operation and operation.tasks else None
+    key = world.kind, declaring.name if declaring else "", content(world)
     if key not in _checked:
-        _checked[key] = _check_every_way_on(world, others)
+        _checked[key] = _check_every_way_on(world, others, declaring)
     return _checked[key]
 
 
-def _check_every_way_on(world: World, others: dict[str, bytes]) -> Checkpoints:
+def _check_every_way_on(
+    world: World, others: dict[str, bytes], operation: Operation | None
+) -> Checkpoints:
+    tasks = operation.tasks if operation else None
     on_a: Checkpoints = {}
-    for fingerprint, policy in itertools.product("ABC", POLICIES):
+    for inputs, policy in itertools.product("ABC", POLICIES):
         copy = world.copy()
-        run = resumed(copy, fingerprint, policy)
+        run = resumed(copy, inputs, policy, tasks)
         found = {} if run is None else found_by(run)
         if policy != "reuse":
             # Nothing that other inputs made is returned.
-            stale = {k: v for k, v in found.items() if not v.startswith(f"{fingerprint} ".encode())}
-            assert stale == {}, (fingerprint, policy)
-        if (fingerprint, policy) == ("A", "raise"):
+            stale = {
+                task: value
+                for task, value in found.items()
+                if not value.startswith(f"{origin(inputs, task, tasks)} ".encode())
+            }
+            assert stale == {}, (inputs, policy)
+        if (inputs, policy) == ("A", "raise"):
             on_a = found
+        if operation and inputs == "B" and policy != "raise":
+            assert operation.kept.items() <= found.items()
+        # No result is there without those that it was made from.
+        assert found.keys() >= {other for task in found for other in before(task, tasks)}
         if run is not None:
             # The run can go on, and nothing that it writes is lost.
-            run.write("more", f"{fingerprint} more".encode())
+            run.write("more", f"{inputs} more".encode())
             assert run.is_current()
             copy.store().collect(WORKFLOW)
-            assert found_by(run) == found | {"more": f"{fingerprint} more".encode()}
-            again = resumed(copy, fingerprint, policy)
+            assert found_by(run) == found | {"more": f"{inputs} more".encode()}
+            again = resumed(copy, inputs, policy, tasks)
             assert again is not None
             assert again.token == run.token
             assert found_by(again) == found_by(run)
@@ -298,7 +349,7 @@ def _check_every_way_on(world: World, others: dict[str, bytes]) -> Checkpoints:
 def garbage(world: World) -> list[str]:
     """Files of the workflow that no run will ever read."""
     record = drive(world.filesystem(), read_record(WORKFLOW))
-    live = () if record is None else (record.token, record.base)
+    live = frozenset[str]() if record is None else record.live
     return [
         key
         for key in world.folder()
@@ -336,7 +387,7 @@ def prepared(operation: Operation, make_world: Callable[[], World]) -> World:
 def check_after_fault(
     operation: Operation, world: World, others: dict[str, bytes], *, returned: bool
 ) -> None:
-    on_a = check_every_way_on(world, others)
+    on_a = check_every_way_on(world, others, operation)
     if returned:
         assert on_a == operation.after
     elif operation.atomic:
@@ -350,4 +401,4 @@ def check_after_fault(
             if operation.name.startswith("reset"):
                 world.store().collect(WORKFLOW)
             check_settled(operation, world)
-            assert check_every_way_on(world, others) == operation.after
+            assert check_every_way_on(world, others, operation) == operation.after

@@ -50,6 +50,7 @@ from ..harness.operations import (
     with_leftovers,
 )
 from ..harness.taps import FAULTS, MOST_CALLS, CrashError, Tap, fault
+from ..harness.task_operations import TASK_OPERATIONS
 from ..harness.worlds import GenericWorld, LocalWorld, MemoryWorld, World
 
 pytestmark = pytest.mark.slow
@@ -80,7 +81,9 @@ shared_worlds = pytest.mark.parametrize("make_world", ["memory", "local"], indir
 
 
 by_name = pytest.mark.parametrize(
-    "operation", OPERATIONS, ids=lambda operation: operation.name.replace(" ", "-")
+    "operation",
+    [*OPERATIONS, *TASK_OPERATIONS],
+    ids=lambda operation: operation.name.replace(" ", "-"),
 )
 
 
@@ -92,12 +95,12 @@ def test_an_operation_that_meets_no_fault_does_what_it_says(
     world = prepared(operation, make_world)
     others = world.others()
     assert set(others) >= {"wf1/.fingerprint", "wf-1/.fingerprint", "w/.fingerprint"}
-    assert check_every_way_on(world, others) == operation.before
+    assert check_every_way_on(world, others, operation) == operation.before
     tap = Tap()
     assert perform(operation, world.store(tap))
     assert 0 < len(tap.calls) < MOST_CALLS
     check_settled(operation, world)
-    assert check_every_way_on(world, others) == operation.after
+    assert check_every_way_on(world, others, operation) == operation.after
 
 
 Attempt = Callable[[World, Tap], object]
@@ -144,7 +147,8 @@ def test_an_operation_that_fails_at_any_step_loses_and_mixes_nothing(
 @pytest.mark.parametrize(
     "operation",
     [each for each in OPERATIONS if each.name in ("start raise", "reset", "reuse", "run first")]
-    + [each for each in OPERATIONS if each.name in ("say first", "say another", "label")],
+    + [each for each in OPERATIONS if each.name in ("say first", "say another", "label")]
+    + [each for each in TASK_OPERATIONS if each.name in ("reset of a part", "declare late")],
     ids=lambda operation: operation.name.replace(" ", "-"),
 )
 def test_a_record_that_was_written_although_its_reply_was_lost_is_recognised(
@@ -291,7 +295,7 @@ class Descriptor:
 
 SYSTEM_CALLS = [
     operation
-    for operation in OPERATIONS
+    for operation in [*OPERATIONS, *TASK_OPERATIONS]
     if operation.name
     in (
         "start reset",
@@ -310,6 +314,8 @@ SYSTEM_CALLS = [
         "clear with leftovers",
         "say another",
         "label",
+        "reset of a part",
+        "delete with dependents",
     )
 ]
 

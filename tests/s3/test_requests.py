@@ -11,17 +11,19 @@ import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
 
-from checkpoint_store import CheckpointStore, InputChangedError, Run, plan, resume
+from checkpoint_store import CheckpointStore, InputChangedError, Run, Task, plan, resume
 from checkpoint_store._filesystems.base import Entry, Page
+from checkpoint_store._policy import POLICIES
 from checkpoint_store._protocol import PAGES_AT_ONCE
 
 from ..harness import servers
 from ..harness.backends import MotoBackend
-from ..harness.contract import INPUTS, OTHER_INPUTS
+from ..harness.contract import EVERY, INPUTS, OTHER_INPUTS, TASKS, USED, resumed
 
 pytestmark = [pytest.mark.usefixtures("no_aws_environment"), pytest.mark.slow]
 
@@ -126,7 +128,7 @@ def test_resume_reads_once_and_writes_once_where_it_must(
         with pytest.raises(InputChangedError):
             resume(store, "wf", OTHER_INPUTS, on_input_change="raise")
 
-    for policy in ("reuse", "reset", "raise"):
+    for policy in POLICIES:
         unchanged = requests(lambda: resume(store, "wf", INPUTS, on_input_change=policy))  # noqa: B023
         assert unchanged == "GET"
     assert requests(changed_raise) == "GET"
@@ -138,7 +140,7 @@ def test_resume_reads_once_and_writes_once_where_it_must(
 
 def test_plan_and_reading_a_fingerprint_cost_one(store: CheckpointStore, requests: Count) -> None:
     for name in ("wf", "none"):
-        for policy in ("reuse", "reset", "raise"):
+        for policy in POLICIES:
             planned = requests(lambda: plan(store, name, OTHER_INPUTS, on_input_change=policy))  # noqa: B023
             assert planned == "GET"
         assert requests(lambda: store.read_fingerprint(name)) == "GET"  # noqa: B023
@@ -389,3 +391,60 @@ def test_workflows_are_listed_a_page_at_a_time(
     assert requests(lambda: next(store.workflows())) == "LIST"
     # The rest of a workflow's files is skipped, and yet has to be listed.
     assert requests(lambda: list(store.workflows())) == "LIST LIST"
+
+
+# Declared tasks
+
+NEWER = {**TASKS, "plot": Task(uses=["colour"], after=["train"], version=2)}
+
+
+@pytest.fixture
+def declared(store: CheckpointStore) -> Run:
+    """A run that has computed every task, the three that are declared among them."""
+    run = resumed(store)
+    run.dump_many(dict.fromkeys(EVERY, "old"))
+    return run
+
+
+@pytest.mark.usefixtures("declared")
+def test_a_partial_reset_costs_what_a_reset_costs(
+    backend: MotoBackend, store: CheckpointStore, requests: Count
+) -> None:
+    for tasks, day, left in ((TASKS, USED["day"], 2), (None, "another", 0)):
+        inputs = {**USED, "day": day, "colour": "blue"}
+        reset = requests(lambda: resume(store, "wf", inputs, on_input_change="reset", tasks=tasks))  # noqa: B023
+        assert (reset, len(backend.keys())) == ("GET PUT LIST GET DELETE", 2 + left)
+
+
+@pytest.mark.usefixtures("declared")
+def test_declarations_cost_nothing_if_none_is_new(store: CheckpointStore, requests: Count) -> None:
+    def cost(tasks: dict[str, Task], policy: str = "raise", call: Any = resume) -> str:
+        return requests(lambda: call(store, "wf", USED, on_input_change=policy, tasks=tasks))
+
+    for policy in POLICIES:
+        assert cost(TASKS, policy) == cost(NEWER, policy, plan) == "GET"
+    assert requests(lambda: store.run("wf", tasks=TASKS)) == "GET"
+    assert [cost(NEWER), cost(NEWER)] == ["GET PUT", "GET"]
+    assert requests(lambda: store.run("wf", tasks={"plot": Task(version=3)})) == "GET PUT"
+    assert cost({f"load-{number}": Task(version=4) for number in range(2_000)}) == "GET PUT"
+
+
+def test_a_declared_task_costs_two_only_where_it_reads_through(
+    store: CheckpointStore, declared: Run, requests: Count
+) -> None:
+    assert [requests(lambda: declared.load(task)) for task in EVERY] == ["GET"] * 4  # noqa: B023
+    reused = resumed(store, "reuse", rate=0.2)
+    costs = [requests(lambda: reused.load(task)) for task in EVERY]  # noqa: B023
+    assert costs == ["GET", "GET GET", "GET GET", "GET GET"]
+    assert requests(lambda: reused.dump("train", "new")) == "PUT"
+    assert requests(lambda: reused.load("train")) == "GET"
+
+
+def test_deleting_with_dependents_costs_one_for_each_file_there_may_be(
+    store: CheckpointStore, declared: Run, requests: Count
+) -> None:
+    costs = {task: requests(lambda: declared.delete(task, dependents=True)) for task in TASKS}  # noqa: B023
+    assert costs == {"load": "DELETE DELETE DELETE", "train": "DELETE DELETE", "plot": "DELETE"}
+    reused = resumed(store, "reuse", rate=0.2)
+    # The first has the same key in both generations.
+    assert requests(lambda: reused.delete("load", dependents=True)) == " ".join(["DELETE"] * 5)
