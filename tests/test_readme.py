@@ -17,6 +17,7 @@ from checkpoint_store import (
     CheckpointStore,
     Decision,
     Run,
+    Task,
     _fingerprint,
     _fingerprint_rules,
     _fingerprint_tree,
@@ -25,6 +26,7 @@ from checkpoint_store import (
     _record,
 )
 from checkpoint_store._filesystems.locks import lock_name
+from checkpoint_store._tasks import declared
 
 from .harness import PACKAGE, ROOT, fingerprints
 from .harness.fingerprints import sha
@@ -282,7 +284,7 @@ def test_a_name_is_encoded_as_is_said(expression: str, segment: str) -> None:
 
 
 def test_the_record_on_the_page_is_the_one_that_is_written() -> None:
-    text, _ = blocks(FORMATS, "json")
+    text, _, _ = blocks(FORMATS, "json")
     data = text.encode()
     record = _record.decode_record(data, "orders/é")
     assert data == _record.encode_record(record)
@@ -297,8 +299,29 @@ def test_the_record_on_the_page_is_the_one_that_is_written() -> None:
     assert f"`{sha(data)}`" in text_of(FORMATS)
 
 
+def test_the_record_with_declared_tasks_is_the_one_that_is_written() -> None:
+    first, text, _ = blocks(FORMATS, "json")
+    data = text.encode()
+    record = _record.decode_record(data, "orders/é")
+    assert data == _record.encode_record(record)
+    assert first.encode() == _record.encode_record(record._replace(tasks={}, base_tasks={}))
+    tasks = {"load": Task(uses=["date"]), "plot": Task(uses=["n"], after=["load"], version=2)}
+    assert list(record.tasks) == list(declared(tasks, record.inputs or {}).keys.values())
+    assert f"has {len(data)} bytes and the SHA-256 `{sha(data)}`" in text_of(FORMATS)
+
+
+def test_the_keys_of_declared_tasks_are_those_on_the_page() -> None:
+    vectors = list(rows(FORMATS, "task", "declared as", "key", "text"))
+    inputs = {"day": "d", "rate": "e", "colour": "c", "größe": "c", "!x": "d"}
+    tasks = {name: eval(task, {"Task": Task}) for name, task, _, _ in vectors}
+    keys = declared(tasks, {name: 64 * letter for name, letter in inputs.items()}).keys
+    assert len(vectors) == 6
+    for name, _, key, text in vectors:
+        assert key == keys[name] == sha(text.encode("ascii"))
+
+
 def test_the_checkpoint_on_the_page_is_the_one_that_is_written() -> None:
-    record, header = blocks(FORMATS, "json")
+    record, _, header = blocks(FORMATS, "json")
     line, payload = header.encode(), b"[3, 1, 2]"
     sealed = line + payload + struct.pack(">Q", len(payload))
     data = sealed + xxhash.xxh3_128_digest(sealed)
