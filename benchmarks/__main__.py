@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import clients, fingerprints, imports, local, memory, picture, s3, scale
+from . import clients, fingerprints, imports, local, memory, partial, picture, s3, scale
 from .server import Server, running
 from .timing import Clock, Result
 
@@ -27,7 +27,7 @@ _PACKAGES = (
     *("checkpoint-store", "fsspec", "s3fs", "aiobotocore", "boto3", "obstore"),
     *("dotflow", "joblib", "diskcache", "dask", "numpy", "pandas"),
 )
-_GROUPS = ("local", "s3", "clear", "fingerprints", "imports", "memory", "scale")
+_GROUPS = ("local", "s3", "clear", "partial", "fingerprints", "imports", "memory", "scale")
 _HERE = Path(__file__).parent
 
 
@@ -50,6 +50,9 @@ def main() -> None:
         result = _environment(kind, server) | {"rounds": rounds}
         _say(json.dumps(result, indent=1))
         result["rows"] = _rows(groups, folder, server, rounds, quick=options.quick)
+        if "partial" in groups:
+            result["requests_of_a_change"] = partial.requests(server)
+            _say(f"\nrequests of a change: {result['requests_of_a_change']}")
         if "memory" in groups:
             result["memory"] = _memory(memory.rows(folder, server))
         if "scale" in groups:
@@ -66,6 +69,7 @@ def _rows(
         "local": lambda: local.rows(folder / "local", rounds),
         "s3": lambda: s3.rows(server, rounds),
         "clear": lambda: s3.clear_rows(server, rounds, checkpoints=1_000 if quick else 10_000),
+        "partial": lambda: partial.rows(folder / "partial", server, rounds),
         "fingerprints": lambda: fingerprints.rows(rounds, quick=quick),
         "imports": lambda: imports.rows(server, rounds),
     }

@@ -3,7 +3,8 @@
     python -m benchmarks.server
 
 It knows what the clients compared here send, checks no signature, and has one bucket. Requests with
-the query `latency=SECONDS`, `empty`, `fill`, `save` or `restore` prepare a benchmark.
+the query `latency=SECONDS`, `empty`, `fill`, `save` or `restore` prepare a benchmark, and one with
+`answered` tells how many there were.
 """
 
 from __future__ import annotations
@@ -210,6 +211,7 @@ class Connection(asyncio.Protocol):
     """One request after the other, as every client here sends them."""
 
     latency = 0.0
+    answered = 0
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -247,10 +249,13 @@ class Connection(asyncio.Protocol):
         if query.startswith("latency="):
             type(self).latency = float(query.removeprefix("latency="))
             reply = Reply()
+        elif query == "answered":
+            reply = Reply(body=str(type(self).answered).encode())
         elif "transfer-encoding" in headers or "aws-chunked" in headers.get("content-encoding", ""):
             reply = _error(501, "NotImplemented")
         else:
             reply = self._bucket.answer(method, target, headers, body)
+            type(self).answered += 1
         loop = asyncio.get_running_loop()
         loop.call_later(type(self).latency, self._transport.write, reply.encode())
 
@@ -271,11 +276,15 @@ class Server:
     endpoint: str
     bucket: str = "bench"
 
-    def tell(self, query: str, body: bytes = b"") -> None:
+    def tell(self, query: str, body: bytes = b"") -> bytes:
         url = f"{self.endpoint}/{self.bucket}?{query}"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(urllib.request.Request(url, body, method="POST")) as reply:
-            reply.read()
+            return bytes(reply.read())
+
+    def requests(self) -> int:
+        """How many requests about objects were answered so far."""
+        return int(self.tell("answered"))
 
     @contextmanager
     def latency(self, seconds: float) -> Iterator[None]:

@@ -481,6 +481,8 @@ def tasked(**changes: Any) -> bytes:
         {"tasks": {KEYS[0]: "d" * 16}},
         {"tasks": {KEYS[0]: RECORD.token}},
         {"base_tasks": {KEYS[0]: RECORD.base}},
+        {"base_tasks": {KEYS[0]: "e" * 16}},
+        {"base": None},
     ],
     ids=repr,
 )

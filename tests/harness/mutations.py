@@ -32,6 +32,7 @@ def one(file: str, old: str, new: str, tests: str, only: str = "") -> Mutation:
 
 
 PROTOCOL, RECORD, FRAME, RUN = "_protocol.py", "_record.py", "_frame.py", "_run.py"
+POLICY, TASKS = "_policy.py", "_tasks.py"
 LOCAL, LOCKS, S3 = "_filesystems/local.py", "_filesystems/locks.py", "_filesystems/s3.py"
 DISK, ENGINE = "_filesystems/disk.py", "_filesystems/s3_engine.py"
 S3_ERRORS, TRANSFERS = "_filesystems/s3_errors.py", "_filesystems/s3_transfers.py"
@@ -40,6 +41,9 @@ FRAME_STREAMS = "formats/test_frame_streams.py"
 LOCAL_TESTS, LOCAL_WRITES = "local/test_local_filesystem.py", "local/test_local_writes.py"
 LOCAL_DISKS = "local/test_local_disks.py"
 S3_TESTS, S3_CONDITIONS = "s3/test_s3_filesystem.py", "s3/test_s3_conditions.py"
+RECORDS, TASK_TESTS = "formats/test_record.py", "protocol/test_tasks.py"
+PARTIAL_RESETS = "promises/test_partial_resets.py"
+PARTIAL_REUSE = "promises/test_partial_reuse.py"
 S3_STREAMS, S3_SERVERS = "s3/test_s3_streams.py", "s3/test_s3_servers.py"
 
 DETACH = "    yield from call(about, Filesystem.detach, _folder(workflow_id), RECORD, is_ours)\n"
@@ -94,9 +98,9 @@ MUTATIONS = {
         PROTOCOL, "record is None and not cleared", "False", CRASHES, "without_a_record"
     ),
     "collecting deletes the base": one(
-        PROTOCOL,
-        "(record.token, record.base)",
-        "(record.token,)",
+        RECORD,
+        "tokens if self.base is None else {*tokens, self.base}",
+        "tokens",
         "promises/test_nothing_lost.py",
         "memory",
     ),
@@ -124,7 +128,10 @@ MUTATIONS = {
         "bit",
     ),
     "a record may be of any size": one(
-        RECORD, "if len(data) > MAX_RECORD_BYTES:", "if False:", "formats/test_record.py"
+        RECORD,
+        "if len(data) > MAX_RECORD_BYTES:\n            raise ValueError",
+        "if False:\n            raise ValueError",
+        "formats/test_record.py",
     ),
     "a record may be another workflow's": one(
         RECORD, "if record.workflow != workflow:", "if False:", "formats/test_record.py"
@@ -422,6 +429,62 @@ MUTATIONS = {
     ),
     "large bodies are read in a thread": one(
         TRANSFERS, "class Body:", "class Body(__import__('io').RawIOBase):", S3_SERVERS, "at_exit"
+    ),
+    "a token may stand twice in a record": one(
+        RECORD, "if len(record.live) < ", "if False and len(record.live) < ", RECORDS, "twice"
+    ),
+    "keys of a base need no base": one(
+        RECORD, "if base_tasks and record.base is None:", "if False:", RECORDS, "twice"
+    ),
+    "what is under a key is garbage": one(
+        RECORD, "*self.tasks.values(), *self.base_tasks", "*self.base_tasks", PARTIAL_RESETS
+    ),
+    "what is under a key of the base is garbage": one(
+        RECORD,
+        "*self.tasks.values(), *self.base_tasks.values()",
+        "*self.tasks.values()",
+        PARTIAL_REUSE,
+    ),
+    "a reset keeps what a reuse has mixed": one(
+        RECORD,
+        "return self.tasks if self.base is None else self.base_tasks",
+        "return {**self.base_tasks, **self.tasks}",
+        RECORDS,
+        "mixture",
+    ),
+    "a reset keeps tokens by the names of tasks": one(
+        POLICY,
+        "kept = found.pure if isinstance(found, Record) else {}",
+        "kept = dict(zip(keys, found.pure.values())) if isinstance(found, Record) else {}",
+        PARTIAL_RESETS,
+    ),
+    "a reuse reads another version": one(
+        POLICY,
+        "older = {} if record.base is None else given.keys_of(record.inputs)",
+        "older = dict(zip(given.tasks, record.base_tasks))",
+        PARTIAL_REUSE,
+    ),
+    "what is declared makes room": one(
+        RECORD, "if key in needed", "if key not in needed", RECORDS, "room"
+    ),
+    "the version is not in the key": one(
+        TASKS, '"version": task.version,', '"version": None,', TASK_TESTS, "key"
+    ),
+    "what a task comes after is not in its key": one(
+        TASKS,
+        "keys[other] for other in task.after}",
+        "0 for other in task.after}",
+        TASK_TESTS,
+        "key",
+    ),
+    "an ignored input may be used": one(
+        TASKS, "if used in ignore:", "if False:", TASK_TESTS, "refused"
+    ),
+    "the first of the dependents goes first": one(
+        TASKS, "reversed(list(after))", "list(after)", TASK_TESTS, "dependents"
+    ),
+    "a record with tasks is of version 1": one(
+        RECORD, '"checkpoint_store": 2, **inputs', "**inputs", RECORDS, "version"
     ),
 }
 
