@@ -107,7 +107,13 @@ def check_tasks(tasks: object, inputs: Collection[str], ignore: Collection[str] 
 def task_keys(tasks: Tasks, inputs: Mapping[str, str]) -> dict[str, str]:
     """The key of each task, for inputs with these digests. Inputs that are missing are left out."""
     keys: dict[str, str] = {}
+    alike: dict[
+        int, str
+    ] = {}  # By the identity of the declaration, which may be that of many tasks.
     for name, task in tasks.items():
+        if id(task) in alike:
+            keys[name] = alike[id(task)]
+            continue
         used = inputs.keys() if task.uses is None else inputs.keys() & set(task.uses)
         text = {
             "after": {other: keys[other] for other in task.after},
@@ -115,7 +121,7 @@ def task_keys(tasks: Tasks, inputs: Mapping[str, str]) -> dict[str, str]:
             "version": task.version,
         }
         try:
-            keys[name] = input_digests({"key": text})["key"]
+            keys[name] = alike[id(task)] = input_digests({"key": text})["key"]
         except FingerprintError as error:
             raise InvalidTaskError(
                 f"the version of task {name!r} has no fingerprint ({error.reason}): pass a number, "
