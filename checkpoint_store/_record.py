@@ -212,6 +212,10 @@ def decode_record(data: bytes, workflow: str) -> Record:
         if parsed["checkpoint_store"] > 1:
             tasks, base_tasks = _tokens(parsed, "tasks"), _tokens(parsed, "base_tasks")
             record = record._replace(tasks=tasks, base_tasks=base_tasks)
+            if base_tasks and record.base is None:
+                raise ValueError("'base_tasks' without a base")
+            if tasks.keys() & base_tasks.keys():
+                raise ValueError("a key occurs twice")
             if len(record.live) < len(tasks) + len(base_tasks) + 1 + (record.base is not None):
                 raise ValueError("a token occurs twice")
     except (ValueError, RecursionError) as error:

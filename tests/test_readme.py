@@ -17,6 +17,7 @@ from checkpoint_store import (
     CheckpointStore,
     Decision,
     Run,
+    Task,
     _fingerprint,
     _fingerprint_rules,
     _fingerprint_tree,
@@ -25,6 +26,7 @@ from checkpoint_store import (
     _record,
 )
 from checkpoint_store._filesystems.locks import lock_name
+from checkpoint_store._tasks import declared
 
 from .harness import PACKAGE, ROOT, fingerprints
 from .harness.fingerprints import sha
@@ -192,7 +194,7 @@ def test_every_call_is_listed_under_what_has_it() -> None:
     }
 
     functions = {name for name in checkpoint_store.__all__ if name[0].islower()}
-    assert functions == listed["functions"] - {"Decision"}
+    assert functions == listed["functions"] - {"Decision", "Task"}
     assert members(CheckpointStore) | {"url"} == listed["CheckpointStore"]
     assert members(Run) == listed["Run"]
 
@@ -203,10 +205,11 @@ def test_a_decision_explains_its_attributes() -> None:
 
 @in_a_checkout
 def test_a_recipe_is_as_short_as_is_said() -> None:
-    recipes = re.findall(r"\((tests/integrations/\w+\.py)\)", text_of(README))
+    folder = ROOT / "tests" / "integrations"
+    recipes = {*folder.glob("*.py")} - {*folder.glob("test_*.py"), *folder.glob("__init__.py")}
 
     assert len(recipes) >= 5
-    assert [path for path in recipes if len(text_of(ROOT / path).splitlines()) > 60] == []
+    assert [path.name for path in recipes if len(text_of(path).splitlines()) > 60] == []
 
 
 # The other pages
@@ -281,7 +284,7 @@ def test_a_name_is_encoded_as_is_said(expression: str, segment: str) -> None:
 
 
 def test_the_record_on_the_page_is_the_one_that_is_written() -> None:
-    text, _ = blocks(FORMATS, "json")
+    text, _, _ = blocks(FORMATS, "json")
     data = text.encode()
     record = _record.decode_record(data, "orders/é")
     assert data == _record.encode_record(record)
@@ -296,8 +299,29 @@ def test_the_record_on_the_page_is_the_one_that_is_written() -> None:
     assert f"`{sha(data)}`" in text_of(FORMATS)
 
 
+def test_the_record_with_declared_tasks_is_the_one_that_is_written() -> None:
+    first, text, _ = blocks(FORMATS, "json")
+    data = text.encode()
+    record = _record.decode_record(data, "orders/é")
+    assert data == _record.encode_record(record)
+    assert first.encode() == _record.encode_record(record._replace(tasks={}, base_tasks={}))
+    tasks = {"load": Task(uses=["date"]), "plot": Task(uses=["n"], after=["load"], version=2)}
+    assert list(record.tasks) == list(declared(tasks, record.inputs or {}).keys.values())
+    assert f"has {len(data)} bytes and the SHA-256 `{sha(data)}`" in text_of(FORMATS)
+
+
+def test_the_keys_of_declared_tasks_are_those_on_the_page() -> None:
+    vectors = list(rows(FORMATS, "task", "declared as", "key", "text"))
+    inputs = {"day": "d", "rate": "e", "colour": "c", "größe": "c", "!x": "d"}
+    tasks = {name: eval(task, {"Task": Task}) for name, task, _, _ in vectors}
+    keys = declared(tasks, {name: 64 * letter for name, letter in inputs.items()}).keys
+    assert len(vectors) == 6
+    for name, _, key, text in vectors:
+        assert key == keys[name] == sha(text.encode("ascii"))
+
+
 def test_the_checkpoint_on_the_page_is_the_one_that_is_written() -> None:
-    record, header = blocks(FORMATS, "json")
+    record, _, header = blocks(FORMATS, "json")
     line, payload = header.encode(), b"[3, 1, 2]"
     sealed = line + payload + struct.pack(">Q", len(payload))
     data = sealed + xxhash.xxh3_128_digest(sealed)

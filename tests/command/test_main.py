@@ -159,7 +159,7 @@ def test_s3_keeps_every_promise(bucket: Bucket, monkeypatch: pytest.MonkeyPatch)
     assert done.returncode == 0
     assert set(marks(done.stdout)) == CONDITIONAL | UNCONDITIONAL
     assert {name for name, mark in marks(done.stdout).items() if mark != "ok"} == NOT_TRIED
-    assert len(rows(done.stdout)) == 5
+    assert len(rows(done.stdout)) == 6
     assert CANARY not in done.stdout
     assert bucket.keys() == ["deep/prefix/mine"]
 

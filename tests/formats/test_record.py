@@ -63,7 +63,9 @@ def task_tokens(draw: st.DrawFn) -> tuple[dict[str, str], dict[str, str]]:
 
 
 records = st.builds(
-    lambda tokens, **others: Record(tasks=tokens[0], base_tasks=tokens[1], **others),
+    lambda tokens, base, **others: Record(
+        tasks=tokens[0], base=base, base_tasks=tokens[1] if base else {}, **others
+    ),
     task_tokens(),
     workflow=text.filter(lambda name: 0 < len(repr(name.encode("utf-8", "surrogatepass"))) < 60),
     fingerprint=st.none() | text.filter(bool),

@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint_store import CheckpointStore, InvalidNameError, InvalidTaskError, Task, resume
 from checkpoint_store._changes import InputChange
-from checkpoint_store._tasks import check_tasks, declared, reasons, task_keys, with_dependents
+from checkpoint_store._tasks import check_tasks, declared, reasons, with_dependents
 
 from ..harness.contract import untouchable
 
@@ -25,10 +25,17 @@ def keys(tasks: Mapping[str, Task] = TASKS, **changes: str) -> Mapping[str, str]
     return declared(tasks, {**INPUTS, **changes}).keys
 
 
-# The digests are those of sha256sum, of the texts that FORMATS.md shows.
+# The digests are those that sha256sum gives of the texts that FORMATS.md shows.
 def test_keys_are_what_they_have_always_been() -> None:
-    assert keys({"load": Task(uses=["day"])}) == {
-        "load": task_keys({"load": Task(uses=["day"])}, {"day": "d" * 64})["load"]
+    tasks = {
+        "extract": Task(uses=["day"]),
+        "train": Task(uses=["lr"], after=["extract"], version=2),
+        "all": Task(uses=["day"], after=["train"], version=[1, True]),
+    }
+    assert keys(tasks) == {
+        "extract": "16494c97dd65199eafe1523df6cfe733051941e2f7813bf6ff4003e720457406",
+        "train": "2f95e9d440c3c2152242412da9714e0d0abec18b403dc1d6ef228c2eecd07af0",
+        "all": "89a0f2219f691c65021f005de9b2f45a800fe7c7f37317ed56954fea8fa7c72e",
     }
 
 
