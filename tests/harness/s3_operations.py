@@ -16,6 +16,7 @@ from checkpoint_store import (
     CheckpointStore,
     InputChangedError,
     Run,
+    Task,
     fingerprint,
     plan,
     resume,
@@ -33,11 +34,12 @@ IMPATIENT = 0.4
 PATIENT = 60
 BUCKET = "faults"
 
-A = {"day": "2026-11-23"}
-B = {"day": "2026-11-24"}
-C = {"day": "2026-11-25"}
+A = {"day": "2026-11-23", "rate": "x"}
+B = {"day": "2026-11-24", "rate": "x"}
+C = {"day": "2026-11-25", "rate": "y"}
 
 TASKS = ("one", "two")
+DECLARED = {"one": Task(uses=["rate"]), "two": Task(uses=["day"], after=["one"])}
 
 
 def value(inputs: dict[str, str], task: str) -> str:
@@ -53,12 +55,19 @@ class State:
     """A workflow with the checkpoints `tasks`, which were computed from `inputs`.
 
     `inputs` is None if there is no record. A `mixed` workflow is open to no strict run, and its
-    `inputs` are those of the run that reuses it.
+    `inputs` are those of the run that reuses it. In one that is `declared`, a reset from A to B
+    keeps the first task.
     """
 
     inputs: dict[str, str] | None
     tasks: dict[str, bytes] = field(default_factory=dict)
     mixed: bool = False
+    declared: bool = False
+
+    def resume(self, store: CheckpointStore, inputs: dict[str, str], policy: Any) -> Run:
+        """A run on these inputs, which declares the tasks if they are declared in this state."""
+        tasks = DECLARED if self.declared else None
+        return resume(store, "wf", inputs, on_input_change=policy, tasks=tasks)
 
 
 ABSENT = State(None)
@@ -110,14 +119,16 @@ class World:
             self.store = self.through(timeout)
             return
         fresh = self.fresh()
-        run = resume(fresh, "wf", A if state.mixed else state.inputs, on_input_change="raise")
+        run = state.resume(fresh, A if state.mixed else state.inputs, "raise")
         for task, payload in state.tasks.items():
             run.dump(task, json.loads(payload))
         if state.mixed:
-            resume(fresh, "wf", state.inputs, on_input_change="reuse")
+            state.resume(fresh, state.inputs, "reuse")
         self.store = self.through(timeout)
         self.store._filesystem.conditional_writes = True
         self.run = self.store.run("wf")
+        if state.declared:
+            self.run = state.resume(self.store, state.inputs, "reuse")
 
     def judge(self, state: State) -> None:
         """Checks with a new store, and without faults, that the workflow is in that state."""
@@ -126,13 +137,13 @@ class World:
             if state.inputs is None:
                 assert plan(fresh, "wf", inputs, on_input_change="raise").action == "start"
             elif inputs == state.inputs and not state.mixed:
-                run = resume(fresh, "wf", inputs, on_input_change="raise")
+                run = state.resume(fresh, inputs, "raise")
                 assert state.tasks == run.read_many()
             else:
                 with pytest.raises(InputChangedError):
-                    resume(fresh, "wf", inputs, on_input_change="raise")
+                    state.resume(fresh, inputs, "raise")
         if state.mixed:
-            reused = resume(fresh, "wf", state.inputs, on_input_change="reuse")
+            reused = state.resume(fresh, state.inputs, "reuse")
             assert state.tasks == reused.read_many()
         if state.inputs is not None:
             fresh.collect("wf")
@@ -237,8 +248,10 @@ def on_run(
     return Operation(name, with_run, requests, start, replace(start, tasks=tasks), result)
 
 
-def resuming(inputs: dict[str, str], policy: Any) -> Callable[[World], object]:
-    return lambda world: resume(world.store, "wf", inputs, on_input_change=policy)
+def resuming(
+    inputs: dict[str, str], policy: Any, tasks: dict[str, Task] | None = None
+) -> Callable[[World], object]:
+    return lambda world: resume(world.store, "wf", inputs, on_input_change=policy, tasks=tasks)
 
 
 def retire(world: World) -> None:
@@ -344,9 +357,58 @@ LARGE_STREAM = on_run(
 ABANDONED = on_run("abandoned-stream", abandon_large, Kind.BEGIN, *[Kind.PART] * 2, Kind.ABORT)
 STREAM_READ = on_run("stream-read", stream_read, READ, result=FULL.tasks["one"])
 
+FULL_DECLARED = replace(FULL, declared=True)
+MIXED_IN_PART = replace(MIXED, declared=True)
+RESET_OF_A_PART = replace(
+    RESET,
+    name="reset-of-a-part",
+    call=resuming(B, "reset", DECLARED),
+    start=FULL_DECLARED,
+    end=State(B, stored(A, "one"), declared=True),
+)
+REUSE_OF_A_PART = replace(
+    REUSE,
+    name="reuse-of-a-part",
+    call=resuming(B, "reuse", DECLARED),
+    start=FULL_DECLARED,
+    end=MIXED_IN_PART,
+)
+# What was written before is still there for who declares nothing.
+DECLARED_LATE = Operation(
+    "declared-late",
+    resuming(A, "raise", DECLARED),
+    (READ_RECORD, Kind.SWAP_RECORD),
+    result="continue",
+)
+READ_OF_ITS_OWN = on_run(
+    "read-of-its-own",
+    lambda run: run.read("one"),
+    READ,
+    start=MIXED_IN_PART,
+    result=MIXED.tasks["one"],
+)
+READ_OF_OLDER_INPUTS = on_run(
+    "read-of-older-inputs",
+    lambda run: run.read("two"),
+    READ,
+    READ,
+    start=MIXED_IN_PART,
+    result=MIXED.tasks["two"],
+)
+DELETE_DEPENDENTS = on_run(
+    "delete-dependents",
+    lambda run: run.delete("one", dependents=True),
+    DELETE,
+    DELETE,
+    start=FULL_DECLARED,
+    one=None,
+    two=None,
+)
+
 OPERATIONS = [
     FIRST, UNCHANGED, UNCHANGED_RESET, RESET, REUSE, COLLECT, CLEAR, PLAN, READ_FINGERPRINT,
     STORE_RUN, CHANGED_FINGERPRINT, WORKFLOWS, IS_CURRENT, WRITE, OVERWRITE, WRITE_MANY, LOAD,
     MISSING, CONTAINS, THROUGH_BASE, TASKS_, READ_MANY, DELETE_, SMALL_STREAM, LARGE_STREAM,
-    ABANDONED, STREAM_READ,
+    ABANDONED, STREAM_READ, RESET_OF_A_PART, REUSE_OF_A_PART, DECLARED_LATE, READ_OF_ITS_OWN,
+    READ_OF_OLDER_INPUTS, DELETE_DEPENDENTS,
 ]  # fmt: skip

@@ -121,6 +121,14 @@ TASK_OPERATIONS = [
         tasks=NEWER,
     ),
     with_tasks(
+        "declare another version for a while",
+        declared,
+        lambda s: s.run(WORKFLOW, tasks=NEWER),
+        OLD_DECLARED,
+        OLD_DECLARED,
+        kept=KEPT,
+    ),
+    with_tasks(
         "collect beside what is kept",
         reset_in_part,
         lambda s: s.collect(WORKFLOW),

@@ -52,7 +52,8 @@ pytestmark = posix
 
 NAMES = (
     "start reset", "continue raise", "reset beside leftovers", "reuse", "write anew", "write",
-    "stream", "read", "delete", "collect", "clear", "clear with leftovers",
+    "stream", "read", "delete", "collect", "clear", "clear with leftovers", "reset of a part",
+    "delete with dependents",
 )  # fmt: skip
 operations = pytest.mark.parametrize(
     "operation", [BY_NAME[name] for name in NAMES], ids=lambda each: each.name.replace(" ", "-")

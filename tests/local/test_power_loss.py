@@ -297,6 +297,7 @@ OPERATIONS = (
     "start reset", "start and write", "write anew", "write", "stream", "reset",
     "reset beside leftovers", "reset of a corrupt one", "reuse", "delete", "collect", "clear",
     "clear with leftovers", "write after a clear", "reset and write", "say another", "label",
+    "reset of a part",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -36,8 +36,10 @@ from ..harness.s3_operations import (
     CLEAR,
     COLLECT,
     CONTAINS,
+    DECLARED_LATE,
     DELETE,
     DELETE_,
+    DELETE_DEPENDENTS,
     FIRST,
     IMPATIENT,
     IS_CURRENT,
@@ -52,9 +54,13 @@ from ..harness.s3_operations import (
     READ,
     READ_FINGERPRINT,
     READ_MANY,
+    READ_OF_ITS_OWN,
+    READ_OF_OLDER_INPUTS,
     READ_RECORD,
     RESET,
+    RESET_OF_A_PART,
     REUSE,
+    REUSE_OF_A_PART,
     SMALL_STREAM,
     STORE_RUN,
     STREAM_READ,
@@ -270,6 +276,16 @@ CASES = [
     *variants(LARGE_STREAM, Kind.COMPLETE),
     *variants(ABANDONED, Kind.ABORT),
     *variants(STREAM_READ, READ),
+    *some(RESET_OF_A_PART, Kind.SWAP_RECORD),
+    *few(RESET_OF_A_PART, LIST),
+    *some(RESET_OF_A_PART, DELETE),
+    *some(REUSE_OF_A_PART, Kind.SWAP_RECORD),
+    *some(DECLARED_LATE, Kind.SWAP_RECORD),
+    *few(READ_OF_ITS_OWN, READ),
+    *some(READ_OF_OLDER_INPUTS, READ, skip=1),
+    *few(DELETE_DEPENDENTS, DELETE),
+    Case(DELETE_DEPENDENTS, DELETE, "500", applied=True, always=True),
+    Case(DELETE_DEPENDENTS, DELETE, "403", skip=1),
 ]
 
 
@@ -373,6 +389,8 @@ def state_after(case: Case, failure: Exception | None) -> State:
         return State(A, {**end.tasks, failed: start.tasks[failed]})
     if failure is None:
         return end
+    if case.operation is DELETE_DEPENDENTS and (case.applied or case.skip):
+        return replace(start, tasks={"one": start.tasks["one"]})
     final = (*RECORD_WRITES, Kind.WRITE, Kind.COMPLETE, DELETE)
     applied = case.applied and case.kind in final and case.fault != "delete-errors"
     return end if applied else start
