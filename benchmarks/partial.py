@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 from checkpoint_store import CheckpointStore, Task, resume
@@ -24,10 +24,7 @@ _LINE = [f"step-{number}" for number in range(12)]
 _TASKS = {
     **dict.fromkeys(_MAPPED, Task(uses=["day"])),
     _LINE[0]: Task(uses=[], after=_MAPPED),
-    **{
-        task: Task(uses=[], after=[before])
-        for before, task in zip(_LINE, _LINE[1:-1], strict=False)
-    },
+    **{task: Task(uses=[], after=[before]) for before, task in pairwise(_LINE[:-1])},
     _LINE[-1]: Task(uses=["colour"], after=[_LINE[-2]]),
 }
 _KEYS = (1, 100, 500)

@@ -99,7 +99,8 @@ class Run:
 
         A run that reuses older checkpoints removes the older one of the task, too. With
         `dependents`, the checkpoints of all tasks go that are declared to come after this one, the
-        last first. So an interruption leaves none whose origin is gone.
+        last first. So an interruption leaves none whose origin is gone, but for a power failure on
+        a local disk, which may undo some of the deletes.
         """
         names = [task]
         if dependents:

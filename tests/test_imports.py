@@ -80,7 +80,7 @@ ALLOWED: dict[str, set[str]] = {
     "_resume": PURE | {"_protocol", "_run", "_steps", "_store"},
     # What people run.
     "_command": set(),
-    "_command.demo": {"errors", "_policy", "_resume", "_store"},
+    "_command.demo": {"errors", "_policy", "_resume", "_store", "_tasks"},
     "_command.races": {"_filesystems", BASE},
     "_command.check": {"errors", "_names", "_run", "_steps", "_store", BASE, "_command.races"},
     "_command.report": {"_command.check"},
