@@ -1,11 +1,11 @@
 """A dotflow storage on a run of a `CheckpointStore`.
 
-    run = resume(store, workflow_id, inputs, on_input_change="reset")
+    tasks = {f"{workflow_id}-0": Task(uses=["rows"])}  # A step comes after the one before it.
+    run = resume(store, workflow_id, inputs, on_input_change="reset", tasks=tasks)
     flow = DotFlow(config=Config(storage=RunStorage(run)), workflow_id=workflow_id)
     flow.start(resume=True)
 
-The policy has been applied before dotflow starts, so leave out its own `on_input_change`: dotflow
-sees nothing but one generation of one workflow. It resumes tasks only if their ids are fixed.
+The policy has been applied before dotflow starts, so leave out its own. Fix the ids of its tasks.
 """
 
 import threading

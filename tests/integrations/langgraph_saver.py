@@ -6,6 +6,7 @@
     graph.invoke(None if graph.get_state(config).values else inputs, config)
 
 It reads the run once and writes each call through, so make one for each time that a graph is run.
+A checkpoint of LangGraph is the state of the whole graph, so there are no tasks to declare.
 """
 
 import asyncio

@@ -3,10 +3,12 @@
     @task(result_storage_key="extract", cache_result_in_memory=False)
     def extract(day): ...
 
-    run = resume(store, "orders", {"day": day}, on_input_change="reset")
+    tasks = {"extract": Task(uses=["day"]), "plot": Task(uses=["colour"], after=["extract"])}
+    run = resume(store, "orders", inputs, on_input_change="reset", tasks=tasks)
     pipeline.with_options(result_storage=RunStorage.of(run), persist_result=False)(day)
 
-A task whose key has a result in this generation of the workflow is not run again. Prefect's own
+A task whose key has a result in this generation of the workflow is not run again. What comes after
+what Prefect knows only while it runs, so it is declared here, by the keys of results. Prefect's own
 memory knows keys and no generations, so without `cache_result_in_memory=False` nested flows with
 a run each would get each other's results. Whatever goes wrong when Prefect reads a result counts
 as a missing one: a damaged result is computed again.

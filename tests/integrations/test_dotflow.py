@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoint_store import CheckpointStore, InputChangedError, resume
+from checkpoint_store import CheckpointStore, InputChangedError, Task, resume
 
 from ..harness.backends import make_backend
 
@@ -93,6 +93,20 @@ def resume_and_start(
 ) -> tuple[list[Any], list[str]]:
     run = resume(store, WORKFLOW, {"rows": rows}, on_input_change=policy)
     return start(RunStorage(run), {"rows": rows, **more})
+
+
+def test_only_the_steps_that_depend_on_a_change_run_again(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    first, second = f"{WORKFLOW}-0", f"{WORKFLOW}-1"
+    tasks = {first: Task(uses=["rows"]), second: Task(uses=["unit"], after=[first])}
+
+    def run(**inputs: Any) -> list[str]:
+        handle = resume(store, WORKFLOW, inputs, on_input_change="reset", tasks=tasks)
+        return list(start(RunStorage(handle), inputs)[1])
+
+    assert run(rows=[1, 2], unit="EUR") == ["extract", "total"]
+    assert run(rows=[1, 2], unit="USD") == ["total"]
+    assert run(rows=[1, 3], unit="USD") == ["extract", "total"]
 
 
 @dataclass

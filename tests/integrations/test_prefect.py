@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import pytest
 
-from checkpoint_store import CheckpointStore, InputChangedError, Run, resume
+from checkpoint_store import CheckpointStore, InputChangedError, Run, Task, resume
 
 from ..harness.backends import make_backend
 from ..harness.environment import TIMEOUT
@@ -58,6 +58,33 @@ def start(results: CheckpointStore | Path, prices: list[int], policy: Any) -> An
         run = resume(results, "sum", {"prices": prices}, on_input_change=policy)
         return pipeline.with_options(result_storage=RunStorage.of(run))(prices), calls
     return pipeline.with_options(result_storage=results)(prices), calls
+
+
+def start_declared(store: CheckpointStore, unit: str) -> Any:
+    """Runs a flow of which the last task alone uses the unit, and tells which of its tasks ran."""
+    from prefect import flow, task
+
+    from .prefect_storage import RunStorage
+
+    calls = []
+
+    @task(result_storage_key="total", cache_result_in_memory=False)
+    def get_total() -> int:
+        calls.append("total")
+        return 6
+
+    @task(result_storage_key="text", cache_result_in_memory=False)
+    def get_text(total: int) -> str:
+        calls.append("text")
+        return f"{total} {unit}"
+
+    @flow(persist_result=False)
+    def pipeline() -> str:
+        return get_text(get_total())
+
+    tasks = {"total": Task(uses=[]), "text": Task(uses=["unit"], after=["total"])}
+    run = resume(store, "text", {"unit": unit}, on_input_change="reset", tasks=tasks)
+    return pipeline.with_options(result_storage=RunStorage.of(run))(), calls
 
 
 def start_on_a_loop(store: CheckpointStore) -> Any:
@@ -157,6 +184,14 @@ def test_each_policy_does_to_a_flow_what_it_should(call: Call, store: Checkpoint
         call(start, store, [1, 4], "raise")
     assert call(start, store, [1, 4], "reuse") == (3, [])
     assert call(start, store, [1, 4], "reset") == (5, ["prices", "total"])
+
+
+def test_only_the_tasks_that_depend_on_a_change_run_again(
+    call: Call, store: CheckpointStore
+) -> None:
+    assert call(start_declared, store, "EUR") == ("6 EUR", ["total", "text"])
+    assert call(start_declared, store, "USD") == ("6 USD", ["text"])
+    assert call(start_declared, store, "USD") == ("6 USD", [])
 
 
 def test_prefect_alone_returns_the_result_of_the_old_inputs(call: Call, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@
     with dask.distributed.Client() as client:
         sizes = client.gather(client.map(work, names, paths))
 
+Futures come without a graph: declare `tasks=` by the names that the workers use, where it pays off.
 The run reaches each worker as a pickle, credentials included. A worker that is late, because the
 workflow has been reset meanwhile, writes into the generation it was given and harms nobody; ask
 `run.is_current()` before you report success.
