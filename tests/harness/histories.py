@@ -10,9 +10,10 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +31,7 @@ from checkpoint_store import (
     CheckpointStoreError,
     CorruptCheckpointError,
     CorruptRecordError,
+    Decision,
     IncompleteClearError,
     InvalidNameError,
     Run,
@@ -42,18 +44,20 @@ from checkpoint_store._policy import POLICIES
 
 from .backends import Backend, GenericBackend, LocalBackend, MemoryBackend, S3Backend
 from .model import (
-    FINGERPRINTS,
-    INPUTS,
+    GIVEN,
     TASKS,
     WORKFLOWS,
     Checkpoint,
     Damage,
+    Depends,
+    Given,
     Handle,
     Key,
     New,
     Record,
     RefusedError,
     Workflow,
+    declarations,
     is_moved,
     is_of,
     path_of,
@@ -84,18 +88,32 @@ def outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
 # Calls of the library, which may be made in either process
 
 
-def resume_in(name: str, which: int, policy: Any, store: CheckpointStore) -> Run:
-    if which < len(INPUTS):
-        # The order of the inputs is another than when their fingerprint was made.
-        inputs = dict(reversed(INPUTS[which].items()))
-        return resume(store, name, inputs, on_input_change=policy)
-    return resume(store, name, fingerprint=FINGERPRINTS[which], on_input_change=policy)
+def call_with(function: Any, name: str, given: Given, policy: Any, store: CheckpointStore) -> Any:
+    """Calls `resume` or `plan` with what is given."""
+    tasks = given.tasks or None
+    if given.inputs is None:
+        return function(
+            store, name, fingerprint=given.fingerprint, on_input_change=policy, tasks=tasks
+        )
+    # The order of the inputs is another than when their fingerprint was made.
+    inputs = dict(reversed(given.inputs.items()))
+    return function(store, name, inputs, on_input_change=policy, tasks=tasks)
 
 
-def plan_in(name: str, which: int, policy: Any, store: CheckpointStore) -> tuple[object, ...]:
-    decision = plan(store, name, fingerprint=FINGERPRINTS[which], on_input_change=policy)
+def resume_in(name: str, given: Given, policy: str, store: CheckpointStore) -> Run:
+    run: Run = call_with(resume, name, given, policy, store)
+    return run
+
+
+def plan_in(name: str, given: Given, policy: str, store: CheckpointStore) -> tuple[object, ...]:
+    return facts_of(call_with(plan, name, given, policy, store))
+
+
+def facts_of(decision: Decision) -> tuple[object, ...]:
+    """What the model says of a decision, too."""
     assert (decision.change is None) == (decision.action in ("start", "continue"))
-    return decision.action, decision.policy, decision.stored, decision.current
+    kept, recomputed = set(decision.kept), set(decision.recomputed)
+    return decision.action, decision.policy, decision.stored, decision.current, kept, recomputed
 
 
 def describe_in(name: str, store: CheckpointStore) -> tuple[object, ...]:
@@ -207,14 +225,23 @@ def content(backend: Backend, key: str) -> bytes:
 
 # Histories
 
-MEANT_TO_BE_MET = {"start", "continue", "reuse", "reset", "raise", "damage"} | {
-    f"{kind}, {effect}" for kind in FAULTS for effect in ("done", "not done")
-}
+# After the comma stands what became of a declared task that could have been read before.
+MEANT_TO_BE_MET = {
+    "start", "continue", "reuse", "reset", "raise", "damage",
+    *(f"{kind}, {effect}" for kind in FAULTS for effect in ("done", "not done")),
+    *(f"continue, {what}" for what in ("kept", "computed anew")),
+    *(f"reuse, {what}" for what in ("kept", "read through", "computed anew")),
+    *(f"reset, {what}" for what in ("kept", "computed anew")),
+    *(f"reset of a mixture, {what}" for what in ("kept", "computed anew", "pure no more")),
+    "declared without a policy", "a key once more", "deleted with dependents",
+    "dependents are gone, the task is not",
+}  # fmt: skip
 
 indices = st.sampled_from((0, 0, 0, 1, 1, 2, 3))
 """Indices of workflows, tasks and runs. The first are preferred, so that much happens to them."""
 
-which_inputs = st.sampled_from((0, 0, 0, 1, 1, 2, 3, 4, 5))
+which_inputs = st.sampled_from((0, 0, 0, 1, 1, 1, 2, 3, 4, 5, 6))
+which_declarations = st.sampled_from((0, 0, 1, 1, 1, 1, 1, 1, 2, 3, 4, 5))
 processes = st.integers(0, 1)
 policies = st.sampled_from(POLICIES)
 faults = st.tuples(
@@ -234,6 +261,7 @@ class History(RuleBasedStateMachine):
         self.handles: list[Handle] = []
         self.model: dict[str, Workflow] = {}
         self.tokens: set[str] = set()
+        self.keys: set[tuple[str, Depends]] = set()
         self.foreign: set[str] = set()
         self.seen = glance(self.backend)
         # If the last history had left anything, this one would be blamed for it.
@@ -243,7 +271,7 @@ class History(RuleBasedStateMachine):
 
     @initialize(
         names=st.lists(st.sampled_from(sorted(WORKFLOWS)), min_size=2, max_size=4, unique=True),
-        tasks=st.lists(st.sampled_from(sorted(TASKS)), min_size=2, max_size=4, unique=True),
+        tasks=st.lists(st.sampled_from(sorted(TASKS)), min_size=3, max_size=4, unique=True),
     )
     def begin(self, names: list[str], tasks: list[str]) -> None:
         self.names = self.backend.distinct(names)
@@ -256,11 +284,14 @@ class History(RuleBasedStateMachine):
     def task_of(self, index: int) -> str:
         return self.tasks[index % len(self.tasks)]
 
+    def given(self, which: int, declared: int) -> Given:
+        return GIVEN[which]._replace(tasks=declarations(*self.tasks)[declared])
+
     def handle_of(self, index: int) -> Handle:
         if not self.handles:
             if isinstance(self.model[self.name_of(index)].record, Damage):
                 self.tidy(0, index, "clear", NONE)
-            self.run(index % 2, index, None, NONE)
+            self.run(index % 2, index, None, 0, NONE)
         return self.handles[-1 - index % len(self.handles)]
 
     # Workflows
@@ -269,8 +300,9 @@ class History(RuleBasedStateMachine):
         process=processes,
         index=indices,
         which=which_inputs,
+        declared=which_declarations,
         policy=policies,
-        then=st.sampled_from((None, *["delete"] * 3, *READS)),
+        then=st.sampled_from((None, *["reset"] * 3, *["delete"] * 3, *READS)),
         fault=faults,
     )
     def resume(
@@ -278,60 +310,105 @@ class History(RuleBasedStateMachine):
         process: int,
         index: int,
         which: int,
+        declared: int,
         policy: str,
         then: str | None,
         fault: Fault,
     ) -> None:
-        name, current = self.name_of(index), FINGERPRINTS[which]
+        name, given = self.name_of(index), self.given(which, declared)
+        before = self.model[name]
 
-        def predict(workflow: Workflow, new: New) -> Record:
-            self.storage.met[workflow.decide(current, policy)] += 1
-            return workflow.resume(current, policy, new)
+        def predict(workflow: Workflow, new: New) -> tuple[Record, object]:
+            self.storage.met[workflow.decide(given, policy)] += 1
+            decision = workflow.plan(given, policy)
+            return workflow.resume(given, policy, new), decision
 
-        action = partial(resume_in, name, which, policy)
+        action = partial(resume_in, name, given, policy)
         done = self.do(process, name, action, predict, fault, resets=True)
         if done.raised is None:
-            assert done.returned.fingerprint == current
-            self.hold(process, name, done, strict=policy != "reuse")
+            run, (record, decision) = done.returned, done.predicted
+            assert run.fingerprint == given.fingerprint
+            assert facts_of(run.decision) == decision
+            handle = self.hold(process, name, run, record, given, strict=policy != "reuse")
+            self.meet(before, handle)
             if then is not None:
                 self.write(0, int(policy == "reuse"), "write_many", NONE)
             if then in READS:
                 self.read(0, 0, then, fault)
             elif then == "delete":
-                self.delete(0, which + 1, fault)
+                self.delete(0, which + 1, bool(declared), fault)
+            elif then == "reset":
+                # Of a mixture, to what it was reused for; else to the next inputs.
+                other = which if policy == "reuse" else (which + 1) % len(GIVEN)
+                self.resume(process, index, other, declared, "reset", "read_many", fault)
 
-    @rule(process=processes, index=indices, which=st.none() | which_inputs, fault=faults)
-    def run(self, process: int, index: int, which: int | None, fault: Fault) -> None:
-        name, current = self.name_of(index), None if which is None else FINGERPRINTS[which]
-        action = methodcaller("run", name, fingerprint=current)
-        done = self.do(process, name, action, lambda w, new: w.run(current, new), fault)
+    def meet(self, before: Workflow, handle: Handle) -> None:
+        """Notes what has become of the declared tasks that a run could have found before."""
+        assert handle.run.decision is not None
+        record, action = before.record, handle.run.decision.action
+        if not isinstance(record, Record):
+            return
+        of = " of a mixture" if action == "reset" and record.base else ""
+        for task, key in handle.given.wanted.items():
+            if all((task, token) not in before.files for token in record.live):
+                continue
+            met = "kept"
+            if handle.newest(self.model[handle.name], task) is None:
+                is_there = (task, record.tasks.get(key)) in before.files
+                met = "pure no more" if of and is_there else "computed anew"
+            elif handle.tokens_of(task)[0] not in record.live:
+                met = "read through"
+            self.storage.met[f"{action}{of}, {met}"] += 1
+
+    @rule(
+        process=processes,
+        index=indices,
+        which=st.none() | which_inputs,
+        declared=which_declarations,
+        fault=faults,
+    )
+    def run(self, process: int, index: int, which: int | None, declared: int, fault: Fault) -> None:
+        name, current = self.name_of(index), None if which is None else GIVEN[which].fingerprint
+        tasks = self.given(0, declared).tasks
+        action = methodcaller("run", name, fingerprint=current, tasks=tasks or None)
+        done = self.do(process, name, action, lambda w, new: w.run(current, tasks, new), fault)
         if done.raised is None:
-            record = done.predicted
+            record: Record = done.predicted
             assert done.returned.fingerprint == (None if record.base else record.fingerprint)
-            self.hold(process, name, done, strict=False)
+            given = Given(record.fingerprint, record.inputs, tasks)
+            self.hold(process, name, done.returned, record, given, strict=False)
+            self.storage.met["declared without a policy"] += bool(tasks)
 
-    def hold(self, process: int, name: str, done: Done, *, strict: bool) -> None:
-        run, record = done.returned, done.predicted
+    def hold(
+        self, process: int, name: str, run: Run, record: Record, given: Given, *, strict: bool
+    ) -> Handle:
         assert run.token == record.token
         run = replace(run, _filesystem=self.stores[process]._filesystem)
-        tokens = (record.token,) if record.base is None else (record.token, record.base)
-        self.handles.append(Handle(process, name, run, tokens, strict))
+        handle = Handle(process, name, run, record, given, strict)
+        self.handles.append(handle)
+        return handle
 
     @rule(process=processes, index=indices, which=which_inputs, fault=faults)
     def write_fingerprint(self, process: int, index: int, which: int, fault: Fault) -> None:
-        name, current = self.name_of(index), FINGERPRINTS[which]
+        name, current = self.name_of(index), GIVEN[which].fingerprint
         action = methodcaller("write_fingerprint", name, current)
         self.do(process, name, action, lambda w, new: w.write_fingerprint(current, new), fault)
 
-    @rule(process=processes, index=indices, which=which_inputs, policy=policies)
-    def ask(self, process: int, index: int, which: int, policy: str) -> None:
-        name = self.name_of(index)
+    @rule(
+        process=processes,
+        index=indices,
+        which=which_inputs,
+        declared=which_declarations,
+        policy=policies,
+    )
+    def ask(self, process: int, index: int, which: int, declared: int, policy: str) -> None:
+        name, given = self.name_of(index), self.given(which, declared)
         action = methodcaller("read_fingerprint", name)
         self.do(process, name, action, lambda w, _: w.read_fingerprint())
         action = partial(describe_in, name)
         self.do(process, name, action, lambda w, _: w.describe())
-        action = partial(plan_in, name, which, policy)
-        self.do(process, name, action, lambda w, _: w.plan(FINGERPRINTS[which], policy))
+        action = partial(plan_in, name, given, policy)
+        self.do(process, name, action, lambda w, _: w.plan(given, policy))
         there = sorted(name for name, workflow in self.model.items() if workflow.has_traces())
         self.do(process, name, workflows_in, lambda *_: there)
 
@@ -359,8 +436,8 @@ class History(RuleBasedStateMachine):
         for task in self.tasks[index:] if how == "write_many" else [self.task_of(index)]:
             self.number += 1
             payload = json.dumps(f"{self.number} of {handle.name} by {handle.run.fingerprint}")
-            inputs = handle.run.fingerprint
-            files[task, handle.tokens[0]] = Checkpoint(payload.encode(), how == "dump", inputs)
+            made = Checkpoint(payload.encode(), how == "dump", handle.origin_of(task))
+            files[task, handle.tokens_of(task)[0]] = made
 
         def predict(workflow: Workflow, _: New) -> None:
             if how != "abandon":
@@ -388,12 +465,27 @@ class History(RuleBasedStateMachine):
             predict = partial(handle.read, how=how, task=task)
             self.do_by(handle, partial(read_by, how, task), lambda w, _, do=predict: do(w), fault)
 
-    @rule(at=indices, index=indices, fault=faults)
-    def delete(self, at: int, index: int, fault: Fault) -> None:
+    @rule(at=indices, index=indices, dependents=st.booleans(), fault=faults)
+    def delete(self, at: int, index: int, dependents: bool, fault: Fault) -> None:  # noqa: FBT001
         handle, task = self.handle_of(at), self.task_of(index)
-        action = methodcaller("delete", task)
-        within = fault[0], fault[1] % 2  # A deletion makes at most two calls.
-        self.do_by(handle, action, lambda w, _: handle.delete(w, task), within)
+        before = self.model[handle.name]
+        names = handle.with_dependents(task) if dependents else {task}
+        done = self.do_by(
+            handle,
+            methodcaller("delete", task, dependents=dependents),
+            lambda w, _: handle.delete(w, task, dependents=dependents),
+            (fault[0], fault[1] % (2 * len(names))),  # A deletion of one makes at most two calls.
+        )
+        there, left = (
+            {name for name in names if handle.newest(workflow, name)}
+            for workflow in (before, self.model[handle.name])
+        )
+        if done.raised is None:
+            self.storage.met["deleted with dependents"] += len(there) > 1
+        else:
+            for name in there - left:
+                assert left.isdisjoint(handle.with_dependents(name)), "their origin is gone"
+            self.storage.met["dependents are gone, the task is not"] += there > left >= {task}
 
     @rule(at=indices)
     def hand_over(self, at: int) -> None:
@@ -447,7 +539,7 @@ class History(RuleBasedStateMachine):
                 "cut": data[:middle],
                 "empty": b"",
                 "longer": data + b"\0",
-                "future": data.replace(b'"checkpoint_store": 1', b'"checkpoint_store": 3'),
+                "future": re.sub(rb'("checkpoint_store": )[12]', rb"\g<1>3", data, count=1),
                 "other": content(self.backend, other),
             }[how]
             assert data != spoilt
@@ -498,16 +590,14 @@ class History(RuleBasedStateMachine):
         before, after = self.model[name], self.model[name].copy()
         now = glance(self.backend)
         changed = {key for key in now | self.seen if now.get(key) != self.seen.get(key)}
-        record = None
+        stored: dict[str, Any] = {}
         if path_of(name, None) in changed & now.keys():
-            parsed = json.loads(content(self.backend, path_of(name, None)))
-            record = Record(parsed["fingerprint"], parsed["token"], parsed["base"])
+            stored = json.loads(content(self.backend, path_of(name, None)))
 
-        def new() -> str:
-            if record is None:
-                return "none, because the record is as it was"
-            assert record.token not in self.tokens
-            return record.token
+        def new(key: Depends | None) -> str:
+            token = stored.get("tasks", {}).get(key.digest()) if key else stored.get("token")
+            assert token not in self.tokens
+            return token or "none, because the record does not have it"
 
         predicted, refused = outcome(lambda: predict(after, new))
         kinds = refused.args if refused else (type(None),)
@@ -527,9 +617,8 @@ class History(RuleBasedStateMachine):
         assert changed == {key for key in old | held if old.get(key) != held.get(key)}
         foreign = {key for key in self.foreign if is_of(name, key)}
         assert held.keys() | foreign == {key for key in now if is_of(name, key)}
-        if record is not None:
-            assert record == after.record
-            self.tokens.add(record.token)
+        if stored:
+            self.check_record(name, stored, before, after)
 
         self.model[name], self.seen = after, now
         if isinstance(raised, CrashError):
@@ -537,6 +626,22 @@ class History(RuleBasedStateMachine):
             self.handles = [other for other in self.handles if other.process != process]
         self.is_sound = True
         return Done(returned, predicted, raised)
+
+    def check_record(
+        self, name: str, stored: Mapping[str, Any], before: Workflow, after: Workflow
+    ) -> None:
+        """Compares the record that a step has left with the model."""
+        record = after.record
+        assert isinstance(record, Record)
+        unknown = ("workflow", "nonce", "created", "updated", "checksum")
+        assert record.stored() == {key: stored[key] for key in stored if key not in unknown}
+        tokens = [record.token, *record.tasks.values(), *record.base_tasks.values()]
+        assert len(set(tokens)) == len(tokens)
+        self.tokens.update(tokens)
+        there = before.record.every if isinstance(before.record, Record) else {}
+        keys = {(name, key) for key in record.every if key not in there}
+        self.storage.met["a key once more"] += not self.keys.isdisjoint(keys)
+        self.keys |= keys
 
     def settled(
         self,

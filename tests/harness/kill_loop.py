@@ -3,23 +3,25 @@
     python -m tests.harness.kill_loop [local | s3 | FOLDER | s3://BUCKET/PREFIX] [--kills 10000]
         [--processes 4] [--seed N] [--storage-options JSON]
 
-Each process resumes workflows under all policies and with changing inputs, reads, writes, collects
-and clears, until a SIGKILL ends it within some operation. Now and then one stops for a moment
-before some call that an operation makes, so that the others overtake it. The root of `local` is a
-temporary folder, that of `s3` is in a server started here. A given folder or bucket must be new,
-and stays behind.
+Each process resumes workflows under all policies and with changing inputs, often declares which of
+the two inputs a task uses, reads, writes, collects and clears, until a SIGKILL ends it within some
+operation. Now and then one stops for a moment before some call that an operation makes, so that the
+others overtake it. The root of `local` is a temporary folder, that of `s3` is in a server started
+here. A given folder or bucket must be new, and stays behind.
 
 Before and after each operation a process writes a line to a journal outside the root, so the order
-of the lines agrees with the order of the events. Each checkpoint says which write it comes from.
-Whoever reads can therefore tell whether a value is
+of the lines agrees with the order of the events. Each checkpoint says which write it comes from,
+and from which inputs: all, or those that its declaration covers. Whoever reads can therefore tell
+whether a value is
 
-- stale: from other inputs than a strict run has, or from a generation that it does not read;
-- lost: its write had returned before the read began, and the generation is still the workflow's
-  after the read, yet the read finds nothing, or a value that the write had replaced. A generation
-  that was left never comes back, so nobody can have reset or cleared it in between;
+- stale: from other inputs than the task of a strict run depends on, from another version of a
+  declared task, or under a token that the run does not read;
+- lost: its write had returned before the read began, and its token is still in the record after the
+  read, yet the read finds nothing, or a value that the write had replaced. A token that has left
+  the record never comes back, so nobody can have reset or cleared it in between;
 - torn: not byte for byte what was written, or reported as damaged;
 - another's: of another workflow or task, or one of the files that nobody should have changed;
-- undone: of a generation that was seen replaced or cleared, and is the workflow's once more.
+- undone: under a token that was in the record, was missing from it, and is there once more.
 
 An error that should not occur, or anything on stderr, is called foreign. Every few hundred kills
 all processes are dead at once, and a new one collects: what it leaves without a use is called a
@@ -61,11 +63,17 @@ from checkpoint_store import (
     CorruptCheckpointError,
     CorruptRecordError,
     InputChangedError,
+    InvalidTaskError,
     Run,
+    Task,
     fingerprint,
     resume,
 )
 from checkpoint_store._filesystems.locks import lock_name
+from checkpoint_store._policy import UNCHANGED
+from checkpoint_store._protocol import read_record
+from checkpoint_store._record import Record
+from checkpoint_store._steps import drive
 
 from . import servers
 from .backends import RECORD, SIBLINGS, Backend, LocalBackend, MinistackBackend, S3Backend
@@ -76,14 +84,17 @@ T = TypeVar("T")
 WORKFLOWS = {"wf": "wf", "wf-1": "wf-1"}
 """The workflows that the processes work on, with their folders. Other siblings must not change."""
 TASKS = ("t", "t1", "t/1", "t@1")
-INPUTS = ("a", "a", "a", "b")
+INPUTS = ("aa", "aa", "aa", "ab", "ba")
+"""A letter for each of two inputs."""
+VERSIONS = (None, None, "1", "1", "1", "2")
+"""Those of the declared task, None for a run that declares nothing."""
 OFTEN = ("reset", "reset", "raise", "reuse")
 """The policies, each as often as it is to be chosen."""
 SIZES = (0, 1_000, 100_000)
 WRITES = ("write", "write a stream", "write many")
 READS = ("read", "read a stream", "read many", "read all")
-KNOWN = 200
-"""How many generations and sightings are remembered. A forgotten one can hide a violation, but
+KNOWN = 400
+"""How many tokens and sightings are remembered. A forgotten one can hide a violation, but
 never makes one up."""
 
 ROUND = 250
@@ -102,8 +113,30 @@ SHOWN = 5
 VIOLATIONS = ("stale", "lost", "torn", "another's", "undone", "foreign", "leftover", "hang")
 
 
+def tasks_of(version: str | None) -> dict[str, Task] | None:
+    """What is declared: a task that uses the first input, one after it, one that uses the second.
+
+    The last of `TASKS` is never declared.
+    """
+    if version is None:
+        return None
+    first = Task(uses=["first"], version=version)
+    return {"t": first, "t1": Task(uses=[], after=["t"]), "t/1": Task(uses=["second"])}
+
+
+def covered(task: str, inputs: str, version: str | None) -> str:
+    """What the result of a task depends on, where this version is declared."""
+    if version and task in ("t", "t1"):
+        return f"{inputs[:1]}? in version {version}"
+    return f"?{inputs[1:]}" if version and task == "t/1" else inputs
+
+
+MIXED = "a mixture"
+"""Said of what a run writes that may have read checkpoints of other inputs."""
+
+
 class Label(NamedTuple):
-    """What a checkpoint tells about the write that made it."""
+    """What a checkpoint tells about the write that made it. `inputs` are those it depends on."""
 
     workflow: str
     token: str
@@ -145,14 +178,49 @@ class Operation:
 
 
 class Sighting(NamedTuple):
-    """A workflow was in a generation at some moment between two positions.
+    """These tokens were in force at some moment between two positions, `whole` if no others were.
 
-    The generation is None if the workflow was cleared.
+    Those of a base are not in force, but those of the tasks that are kept of it are.
     """
 
-    token: str | None
+    tokens: list[str]
+    whole: bool
     began: int
     ended: int
+
+
+class Handle(NamedTuple):
+    """A run, and what is known of it by other means than the library."""
+
+    run: Run
+    inputs: str
+    version: str | None = None
+    """Of the declared tasks, None if none are declared."""
+    strict: bool = True
+
+    def tokens(self, task: str) -> tuple[str, ...]:
+        """Those under which the run looks for a task, the newest first."""
+        return self.run._tokens(task)
+
+    def origin(self, task: str) -> str:
+        """The inputs of what this run writes for a task.
+
+        A task that a `reuse` keeps, because nothing that it uses has changed, is no mixture.
+        """
+        decision = self.run.decision
+        if self.strict or (decision and decision.kept.get(task) == UNCHANGED):
+            return covered(task, self.inputs, self.version)
+        return MIXED
+
+    def may_read(self, task: str, label: Label) -> bool:
+        """Whether a checkpoint of the task may come from what the label says."""
+        if label.token not in self.tokens(task):
+            return False
+        if self.strict or self.origin(task) != MIXED:
+            return label.inputs == self.origin(task)
+        # It may be of any inputs, but of no other version than the declared one.
+        version = covered(task, self.inputs, self.version).partition(" in ")[2]
+        return label.inputs == MIXED or label.inputs.partition(" in ")[2] == version
 
 
 class Journal:
@@ -204,35 +272,43 @@ class Journal:
             return False
         return any(_returned(each, position) and each.began > found.over for each in writes)
 
-    def returned_from(self, workflow: str, token: str, position: int) -> bool:
-        """Whether this generation was seen and then another one, both before `position`."""
+    def returned(self, workflow: str, tokens: Iterable[str], position: int) -> list[str]:
+        """Those of these tokens that were seen and then not, both before `position`."""
         seen = [each for each in self.sightings[workflow] if each.ended <= position]
-        first = min((each.ended for each in seen if each.token == token), default=position)
-        return any(each.token != token and each.began > first for each in seen)
+
+        def has_left(token: str) -> bool:
+            first = min((each.ended for each in seen if token in each.tokens), default=position)
+            return any(
+                each.whole and each.began > first and token not in each.tokens for each in seen
+            )
+
+        return list(filter(has_left, tokens))
 
     def _writes(self, token: str, task: str) -> list[Operation]:
         return self.writes.get(token, {}).get(task, [])
 
     def _begin(
-        self, serial: int, number: int, kind: str, workflow: str, token: str, tasks: list[str]
+        self, serial: int, number: int, kind: str, workflow: str, tokens: dict[str, str]
     ) -> None:
+        """An operation begins, which writes these tasks under these tokens."""
         operation = Operation(serial, number, kind, workflow, self.position)
         self.running[serial] = operation
-        for task in tasks:
+        for task, token in tokens.items():
             self.writes.setdefault(token, {}).setdefault(task, []).append(operation)
-        if len(self.writes) > KNOWN:
+        while len(self.writes) > KNOWN:
             del self.writes[next(iter(self.writes))]
 
-    def _end(self, serial: int, outcome: str, token: str | None, action: str | None) -> None:
+    def _end(self, serial: int, outcome: str, tokens: list[str] | None, actions: list[str]) -> None:
+        """An operation has ended, which saw these tokens in force, or None if it did not look."""
         operation = self.running.pop(serial)
         operation.over = self.position
         operation.returned = outcome == "done"
         self.done[operation.kind if operation.returned else outcome] += 1
-        if operation.returned and (token or operation.kind == "clear"):
-            sighting = Sighting(token, operation.began, self.position)
+        if operation.returned and tokens is not None:
+            whole = operation.kind in ("look", "clear")
+            sighting = Sighting(tokens, whole, operation.began, self.position)
             self.sightings[operation.workflow].append(sighting)
-        if action:
-            self.actions[action] += 1
+        self.actions.update(actions)
 
     def _dead(self, serial: int, late: bool) -> None:  # noqa: FBT001
         """A process was killed. With `late`, a request that it sent may still take effect."""
@@ -241,8 +317,8 @@ class Journal:
         if operation and not late:
             operation.over = self.position
 
-    def _verified(self, found: int, owed: int) -> None:
-        self.verified.update(found=found, owed=owed)
+    def _verified(self, found: int, owed: int, kept: int) -> None:
+        self.verified.update(found=found, owed=owed, kept=kept)
 
     def _violation(self, kind: str, text: str) -> None:
         self.violations.append((kind, text))
@@ -276,35 +352,49 @@ class Worker:
     def work(self) -> None:
         while True:
             workflow = self.random.choice(list(WORKFLOWS))
-            inputs = self.random.choice(INPUTS)
-            run = self.resume(workflow, inputs, self.random.choice(OFTEN))
-            if run is not None:
+            inputs, version = self.random.choice(INPUTS), self.random.choice(VERSIONS)
+            handle = self.resume(workflow, inputs, self.random.choice(OFTEN), version)
+            if handle is not None:
                 for _ in range(self.random.randint(1, 6)):
                     tasks = self.random.sample(TASKS, self.random.randint(1, len(TASKS)))
                     if self.random.random() < 0.5:
-                        self.write(run, inputs, tasks)
+                        self.write(handle, tasks)
                     else:
-                        mixed = run.decision is not None and run.decision.action == "reuse"
-                        how = self.random.choice(READS)
-                        self.read(run, None if mixed else inputs, tasks, how)
+                        self.read(handle, tasks, self.random.choice(READS))
             if self.random.random() < 0.3:
                 self.perform("collect", workflow, partial(self.store.collect, workflow))
             if self.random.random() < 0.08:
                 self.perform("clear", workflow, partial(self.store.clear, workflow))
 
-    def resume(self, workflow: str, inputs: str, policy: Any) -> Run | None:
-        return self._enter(
+    def resume(
+        self, workflow: str, inputs: str, policy: Any, version: str | None = None
+    ) -> Handle | None:
+        run = self._enter(
             f"resume {policy}",
             workflow,
-            partial(resume, self.store, workflow, _inputs(inputs), on_input_change=policy),
+            partial(
+                resume,
+                self.store,
+                workflow,
+                _inputs(inputs),
+                on_input_change=policy,
+                tasks=tasks_of(version),
+            ),
         )
+        if run is None:
+            return None
+        strict = policy != "reuse" or (run.decision is not None and run.decision.action != "reuse")
+        return Handle(run, inputs, version, strict)
 
-    def write(self, run: Run, inputs: str, tasks: list[str]) -> None:
+    def write(self, handle: Handle, tasks: list[str]) -> None:
+        run = handle.run
         how = self.random.choice(WRITES)
-        tasks = tasks if how == "write many" else tasks[:1]
-        size = self.random.choice(SIZES)
-        origin = (inputs, self.serial, self._number + 1, size)
-        data = {task: payload(Label(run.workflow_id, run.token, task, *origin)) for task in tasks}
+        tokens = {task: handle.tokens(task)[0] for task in tasks[: None if "many" in how else 1]}
+        made_by = (self.serial, self._number + 1, self.random.choice(SIZES))
+        data = {
+            task: payload(Label(run.workflow_id, token, task, handle.origin(task), *made_by))
+            for task, token in tokens.items()
+        }
 
         def write() -> None:
             [(task, first), *_] = data.items()
@@ -317,13 +407,11 @@ class Worker:
                     stream.write(first[:50])
                     stream.write(first[50:])
 
-        self.perform(how, run.workflow_id, write, run.token, tasks)
+        self.perform(how, run.workflow_id, write, tokens)
 
-    def read(self, run: Run, inputs: str | None, tasks: Iterable[str], how: str) -> None:
-        """Reads checkpoints and judges what is found.
-
-        `inputs` is None for a run that reuses, which may read checkpoints of any inputs.
-        """
+    def read(self, handle: Handle, tasks: Iterable[str], how: str) -> None:
+        """Reads checkpoints and judges what is found."""
+        run = handle.run
         wanted = {"read many": list(tasks), "read all": list(TASKS)}.get(how, list(tasks)[:1])
 
         def read() -> dict[str, bytes]:
@@ -340,7 +428,7 @@ class Worker:
         began = self.journal.catch_up()
         found = self.perform(how, run.workflow_id, read)
         if found is not None:
-            self._judge(run, inputs, wanted, found, began)
+            self._judge(handle, wanted, found, began)
 
     def survive(self, *, clear: bool) -> None:
         """Reads, collects and maybe clears, with no other process at work.
@@ -348,34 +436,41 @@ class Worker:
         Afterwards there must be no leftovers.
         """
         for workflow in WORKFLOWS:
-            recorded = self.perform(
-                "read_fingerprint",
-                workflow,
-                partial(self.store.read_fingerprint, workflow),
-            )
-            if recorded is not None:
-                run = self._enter("run", workflow, partial(self.store.run, workflow))
+            record = self.look(workflow)
+            if record is not None:
+                version = None if record.base else self.random.choice(VERSIONS)
+                tasks = tasks_of(version)
+                run = self._enter("run", workflow, partial(self.store.run, workflow, tasks=tasks))
                 if run is not None:
-                    inputs = None if run._base else _FINGERPRINTS[recorded]
-                    self.read(run, inputs, TASKS, "read many")
+                    inputs = _FINGERPRINTS.get(run.fingerprint or "", "")
+                    handle = Handle(run, inputs, version, strict=run.fingerprint is not None)
+                    self.read(handle, TASKS, "read many")
                     self.perform("collect", workflow, partial(self.store.collect, workflow))
-                    self.read(run, inputs, TASKS, "read all")
-            if clear or recorded is None:
+                    self.read(handle, TASKS, "read all")
+            if clear or record is None:
                 self.perform("clear", workflow, partial(self.store.clear, workflow))
+
+    def look(self, workflow: str) -> Record | None:
+        """The record of a workflow."""
+        reading = partial(drive, self.store._filesystem, read_record(workflow))
+        record: Record | None = self.perform("look", workflow, reading)
+        return record
 
     def perform(
         self,
         kind: str,
         workflow: str,
         call: Callable[[], Any],
-        token: str = "",
-        tasks: Iterable[str] = (),
+        tokens: Mapping[str, str] | None = None,
     ) -> Any:
-        """Makes the call and returns its result, or None if it was refused or was a violation."""
+        """Makes the call and returns its result, or None if it was refused or was a violation.
+
+        `tokens` are those under which it writes, by tasks.
+        """
         if os.getppid() != self._parent:
             os._exit(1)
         self._number += 1
-        self.journal.append("begin", self.serial, self._number, kind, workflow, token, list(tasks))
+        self.journal.append("begin", self.serial, self._number, kind, workflow, tokens or {})
         if self._send and self._number == self._last:
             self._send(KILL)
         # Nobody would continue a process that stops after it has asked to be killed.
@@ -385,15 +480,14 @@ class Worker:
             result = self._stop_within(CALLS.get(kind, 400), call) if stops else call()
         except ContentionError:
             outcome = "contended"
-        except InputChangedError:
-            outcome = "refused" if kind == "resume raise" else self._foreign(kind)
+        except (InputChangedError, InvalidTaskError):
+            # What a dead process has sent may yet make a mixture, for which nothing is declared.
+            outcome = "refused" if kind in ("resume raise", "run") else self._foreign(kind)
         except (CorruptCheckpointError, CorruptRecordError) as error:
             outcome = self._violation("torn", f"{kind}: {error}")
         except Exception:  # noqa: BLE001
             outcome = self._foreign(kind)
-        run = result if isinstance(result, Run) else None
-        action = run.decision.action if run and run.decision else None
-        self.journal.append("end", self.serial, outcome, run.token if run else None, action)
+        self.journal.append("end", self.serial, outcome, _in_force(kind, result), _actions(result))
         return result
 
     def _stop_within(self, calls: int, call: Callable[[], T]) -> T:
@@ -424,46 +518,47 @@ class Worker:
         run = self.perform(kind, workflow, call)
         if run is None:
             return None
-        if self.journal.returned_from(workflow, run.token, began):
-            self._violation("undone", f"{kind}: {workflow!r} is in {run.token} again")
+        if again := self.journal.returned(workflow, _in_force(kind, run) or (), began):
+            self._violation("undone", f"{kind}: {workflow!r} has {again} again")
         change = run.decision and run.decision.change
         if change and change.reason == "the record is corrupt":
             self._violation("torn", f"{kind}: the record of {workflow!r} was corrupt")
+        self.look(workflow)
         return run
 
     def _judge(
-        self,
-        run: Run,
-        inputs: str | None,
-        wanted: list[str],
-        found: Mapping[str, bytes],
-        began: int,
+        self, handle: Handle, wanted: list[str], found: Mapping[str, bytes], began: int
     ) -> None:
         self.journal.catch_up()
-        generations = [token for token in (run.token, run._base) if token]
-        owed = 0
-        missing = []
+        run, owed, kept = handle.run, 0, 0
+        missing: dict[str, list[str]] = {}
         for task in wanted:
-            due = [token for token in generations if self.journal.owed(token, task, began)]
+            tokens = handle.tokens(task)
+            due = [token for token in tokens if self.journal.owed(token, task, began)]
             owed += bool(due)
             if task not in found:
-                missing += [task] if due else []
+                missing[task] = due
                 continue
             label = label_of(found[task])
-            what = f"{task!r} of {run!r}: {label}"
+            what = f"{task!r} of {handle}: {label}"
             if label is None:
                 self._violation("torn", what)
             elif (label.workflow, label.task) != (run.workflow_id, task):
                 self._violation("another's", what)
-            elif label.token not in generations or inputs not in (None, label.inputs):
+            elif not handle.may_read(task, label):
                 self._violation("stale", what)
             elif self.journal.replaced(label, began):
                 self._violation("lost", f"replaced by a later write, but read: {what}")
-            elif due and label.token != run.token and due[0] == run.token:
-                missing.append(task)
-        if missing and self.perform("is_current", run.workflow_id, run.is_current):
-            self._violation("lost", f"{missing} of {run!r}")
-        self.journal.append("verified", len(found), owed)
+            else:
+                missing[task] = [
+                    token for token in due if token in tokens[: tokens.index(label.token)]
+                ]
+                kept += "reset, keeping tasks" in _actions(run) and task in run.decision.kept
+        if any(missing.values()) and (record := self.look(run.workflow_id)):
+            lost = {task: due for task, due in missing.items() if not record.live.isdisjoint(due)}
+            if lost:
+                self._violation("lost", f"{lost} of {handle}")
+        self.journal.append("verified", len(found), owed, kept)
 
     def _foreign(self, kind: str) -> str:
         return self._violation("foreign", f"{kind}: {traceback.format_exc()}")
@@ -474,7 +569,24 @@ class Worker:
 
 
 def _inputs(inputs: str) -> dict[str, str]:
-    return {"inputs": inputs}
+    return {"first": inputs[:1], "second": inputs[1:]}
+
+
+def _in_force(kind: str, result: object) -> list[str] | None:
+    """The tokens that an operation saw in force. None if it did not look."""
+    if isinstance(result, Run):
+        return [result.token, *(tokens[0] for tokens in result._declared.values())]
+    if isinstance(result, Record):
+        return [result.token, *result.tasks.values(), *result.base_tasks.values()]
+    return [] if kind in ("look", "clear") else None
+
+
+def _actions(result: object) -> list[str]:
+    """What a run has decided, for the figures."""
+    if not isinstance(result, Run) or result.decision is None:
+        return []
+    action = result.decision.action
+    return [action, f"{action}, keeping tasks"] if result.decision.kept else [action]
 
 
 _FINGERPRINTS = {fingerprint(_inputs(inputs)): inputs for inputs in INPUTS}
@@ -536,6 +648,7 @@ class Loop:
                 f"decision: {action}": journal.actions[action] for action in sorted(journal.actions)
             },
             "checkpoints verified": journal.verified["found"],
+            "of these, kept by a reset": journal.verified["kept"],
             "writes owed and looked for": journal.verified["owed"],
             **{f"violation: {kind}": violations[kind] for kind in VIOLATIONS},
         }
@@ -628,13 +741,14 @@ class Loop:
         self._show()
 
     def _live(self, files: Mapping[str, bytes]) -> set[str]:
-        """The keys of the records, and of the files of the generations that they name."""
+        """The keys of the records, and of the files under the tokens in them."""
         live = set()
         for folder in WORKFLOWS.values():
             inside = f"{self.backend.inside}{folder}/"
             if record := files.get(f"{inside}{RECORD}"):
                 found = json.loads(record)
-                tokens = (found["token"], found["base"])
+                keys = {**found.get("tasks", {}), **found.get("base_tasks", {})}
+                tokens = {found["token"], found["base"], *keys.values()}
                 ours = [key for key in files if key.startswith(inside)]
                 live |= {key for key in ours if key.rpartition("@")[2] in tokens}
                 live.add(f"{inside}{RECORD}")

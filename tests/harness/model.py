@@ -2,12 +2,17 @@
 
 The model is exact. A step must return or raise what the model does, and leave exactly the files
 that the model holds.
+
+What a declared task depends on is written out in the model, and two of them are the same if that is
+equal. Their digests are made only to find the token that the library has chosen for one.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,8 +21,10 @@ from checkpoint_store import (
     CheckpointStoreError,
     CorruptRecordError,
     InputChangedError,
+    InvalidTaskError,
     Run,
     SerializationError,
+    Task,
     fingerprint,
 )
 
@@ -30,8 +37,30 @@ TASKS = {
 }  # fmt: skip
 """Tasks whose names are easily taken for each other, with their names in keys."""
 
-INPUTS = ({"day": 1}, {"day": 2}, {"day": "1"}, {"day": 1, "zone": None})
-FINGERPRINTS = (*map(fingerprint, INPUTS), "v1", "V1")
+Inputs = Mapping[str, object]
+Tasks = Mapping[str, Task]
+
+INPUTS: tuple[Inputs, ...] = (
+    {"day": 1, "zone": 1}, {"day": 1, "zone": 2}, {"day": "1", "zone": 1}, {"day": 2, "zone": 2},
+    {"day": 1, "zone": 1, "seed": None},
+)  # fmt: skip
+
+
+def declarations(first: str, second: str, *others: str) -> list[Tasks]:
+    """How tasks of these names may be declared. To declare none of them is the first way."""
+    after_both = dict.fromkeys(others, Task(uses=[], after=[second]))
+    return [
+        {},
+        {first: Task(uses=["day"]), second: Task(uses=["zone"], after=[first]), **after_both},
+        {
+            first: Task(uses=["day"], version=2),
+            second: Task(uses=["zone"], after=[first]),
+            **after_both,
+        },
+        {second: Task(uses=["zone"])},
+        {second: Task(uses=["day"]), first: Task(uses=["zone"], after=[second])},
+        {first: Task(), **dict.fromkeys((second, *others), Task(uses=["zone", "day"]))},
+    ]
 
 
 class RefusedError(Exception):
@@ -48,25 +77,129 @@ class Damage:
     error: type[CheckpointStoreError]
 
 
+class Depends(NamedTuple):
+    """All that the result of a declared task depends on."""
+
+    version: object
+    uses: frozenset[tuple[str, str]]
+    """The names of the inputs that it uses, each with its value as JSON."""
+    after: frozenset[tuple[str, Depends]]
+
+    def digest(self) -> str:
+        """Its key in the record."""
+        after = {name: before.digest() for name, before in self.after}
+        uses = {name: _sha256(value) for name, value in self.uses}
+        text = {"after": after, "uses": uses, "version": self.version}
+        return _sha256(json.dumps(text, sort_keys=True, separators=(",", ":")))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def depends(tasks: Tasks, inputs: Inputs) -> dict[str, Depends]:
+    """What each of these tasks depends on, for these inputs."""
+
+    def one(task: Task) -> Depends:
+        uses = inputs if task.uses is None else task.uses
+        return Depends(
+            task.version,
+            frozenset((name, json.dumps(inputs[name])) for name in uses),
+            frozenset((name, one(tasks[name])) for name in task.after),
+        )
+
+    return {name: one(task) for name, task in tasks.items()}
+
+
+class Given(NamedTuple):
+    """What a workflow is resumed with. An explicit fingerprint has no inputs."""
+
+    fingerprint: str | None
+    inputs: Inputs | None
+    tasks: Mapping[str, Task] = {}
+
+    @property
+    def wanted(self) -> dict[str, Depends]:
+        """What each declared task depends on."""
+        return {} if self.inputs is None else depends(self.tasks, self.inputs)
+
+
+GIVEN = [Given(fingerprint(inputs), inputs) for inputs in INPUTS]
+GIVEN += [Given("v1", None), Given("V1", None)]
+
+
+Tokens = Mapping[Depends, str]
+
+
 class Record(NamedTuple):
     fingerprint: str | None
     token: str
-    base: str | None
+    base: str | None = None
+    inputs: Inputs | None = None
+    tasks: Mapping[Depends, str] = {}
+    base_tasks: Mapping[Depends, str] = {}
 
-    def is_of(self, current: str) -> bool:
+    def is_of(self, current: str | None) -> bool:
         return self.fingerprint == current and self.base is None
+
+    @property
+    def every(self) -> Tokens:
+        return {**self.tasks, **self.base_tasks}
+
+    @property
+    def pure(self) -> Tokens:
+        """Those under which there can be nothing that comes from other inputs."""
+        return self.base_tasks if self.base else self.tasks
+
+    @property
+    def live(self) -> set[str]:
+        """The tokens of all checkpoints that a run may read."""
+        return {self.token, *self.every.values()} | ({self.base} if self.base else set())
+
+    def with_new(self, wanted: Collection[Depends], new: New) -> Record:
+        """The same with a new token for whatever it has none for."""
+        lacking = {key: new(key) for key in dict.fromkeys(wanted) if key not in self.every}
+        return self._replace(tasks={**self.tasks, **lacking})
+
+    def tokens_of(self, given: Given) -> dict[str, tuple[str, ...]]:
+        """For each declared task the tokens under which a run looks for it, the newest first."""
+        older = depends(given.tasks, self.inputs) if self.base and self.inputs else {}
+        found = {}
+        for name, key in given.wanted.items():
+            below = self.base_tasks.get(older[name]) if name in older else None
+            found[name] = tuple(dict.fromkeys(filter(None, (self.every[key], below))))
+        return found
+
+    def stored(self) -> dict[str, object]:
+        """What its file says, but for what is new in each version of it."""
+        fields: dict[str, object] = {
+            "checkpoint_store": 1, "fingerprint": self.fingerprint, "token": self.token,
+            "base": self.base,
+        }  # fmt: skip
+        if self.inputs is not None:
+            inputs = {name: _sha256(json.dumps(value)) for name, value in self.inputs.items()}
+            fields["inputs"] = inputs
+        if self.every:
+            fields["checkpoint_store"] = 2
+            for field_, tokens in (("tasks", self.tasks), ("base_tasks", self.base_tasks)):
+                fields[field_] = {key.digest(): token for key, token in tokens.items()}
+        return fields
+
+
+MIXED = "a mixture"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     payload: bytes
     dumped: bool
-    inputs: str | None
-    """The fingerprint of the run that wrote the checkpoint."""
+    origin: str | Depends | None
+    """What it was computed from: the inputs with the fingerprint of the run that wrote it, or what
+    a declared task depends on, or `MIXED`, because that run read checkpoints of other inputs."""
 
 
-New = Callable[[], str]
-"""A function that returns the token of a new generation."""
+New = Callable[[Depends | None], str]
+"""A function that returns the new token of what a task depends on, or of a generation for None."""
 
 
 Key = tuple[str, str]
@@ -131,38 +264,67 @@ class Workflow:
         tasks = {task for task, token in self.files if token in live}
         return fingerprint, mixed, len(tasks), sum(token not in live for _, token in self.files)
 
-    def decide(self, current: str, policy: str) -> str:
+    def decide(self, given: Given, policy: str) -> str:
+        if given.tasks and given.inputs is None:
+            raise RefusedError(InvalidTaskError)
         if policy == "reset" and self.record == Damage(CorruptRecordError):
             return "reset"
         record = whole(self.record)
         if record is None:
             return "start"
-        return "continue" if record.is_of(current) else policy
+        return "continue" if record.is_of(given.fingerprint) else policy
 
-    def plan(self, current: str, policy: str) -> tuple[object, ...]:
-        action = self.decide(current, policy)
-        stored = self.record.fingerprint if isinstance(self.record, Record) else None
-        return action, policy, stored, current
+    def plan(self, given: Given, policy: str) -> tuple[object, ...]:
+        """The decision. A task is kept if a run looks for it under a token that was there before.
 
-    def resume(self, current: str, policy: str, new: New) -> Record:
-        action = self.decide(current, policy)
+        For a run that would be refused, this says what a reset would keep.
+        """
+        action = self.decide(given, policy)
+        record = self.record if isinstance(self.record, Record) else None
+        kept, recomputed = set(), set()
+        if action != "start":
+            numbers = itertools.count()
+            would_be = self.copy().resume(
+                given,
+                "reset" if action == "raise" else policy,
+                lambda _: f"new {next(numbers)}",
+            )
+            live = record.live if record else set()
+            tokens = would_be.tokens_of(given)
+            kept = {name for name in tokens if not live.isdisjoint(tokens[name])}
+            recomputed = tokens.keys() - kept
+        stored = record and record.fingerprint
+        return action, policy, stored, given.fingerprint, kept, recomputed
+
+    def resume(self, given: Given, policy: str, new: New) -> Record:
+        action = self.decide(given, policy)
         if action == "raise":
             raise RefusedError(InputChangedError)
+        wanted = given.wanted.values()
         if action in ("start", "reset"):
-            self.record = Record(current, new(), None)
+            pure = self.record.pure if isinstance(self.record, Record) else {}
+            kept = {key: pure[key] for key in wanted if key in pure}
+            self.record = Record(given.fingerprint, new(None), None, given.inputs, kept)
         record: Record = whole(self.record)
         if action == "reuse" and record.base is None:
-            self.record = record = Record(record.fingerprint, new(), record.token)
+            record = record._replace(
+                token=new(None), base=record.token, tasks={}, base_tasks=record.tasks
+            )
+        self.record = record = record.with_new(wanted, new)
         if action == "reset":
             self.collect()
         return record
 
-    def run(self, current: str | None, new: New) -> Record:
+    def run(self, current: str | None, tasks: Tasks, new: New) -> Record:
         record: Record | None = whole(self.record)
-        if record is None:
-            self.record = record = Record(current, new(), None)
-        if current is not None and not record.is_of(current):
+        if record is None and not tasks:
+            self.record = record = Record(current, new(None))
+        if record and current is not None and not record.is_of(current):
             raise RefusedError(InputChangedError)
+        if record is None or (tasks and (record.inputs is None or record.base)):
+            raise RefusedError(InvalidTaskError)
+        given = Given(record.fingerprint, record.inputs, tasks)
+        self.record = record = record.with_new(given.wanted.values(), new)
         return record
 
     def write_fingerprint(self, current: str, new: New) -> None:
@@ -170,13 +332,13 @@ class Workflow:
         if record and record.base is None and record.fingerprint in (None, current):
             self.record = record._replace(fingerprint=current)
         else:
-            self.record = Record(current, new(), None)
+            self.record = Record(current, new(None))
 
-    def live(self) -> set[str | None]:
-        """The generations that a run may read. These are all if the record is damaged."""
+    def live(self) -> set[str]:
+        """The tokens that a run may read. These are all if the record is damaged."""
         if isinstance(self.record, Damage):
             return {token for _, token in self.files}
-        return {self.record.token, self.record.base} if self.record else set()
+        return self.record.live if self.record else set()
 
     def collect(self) -> int:
         # Without any file the record is not read, so that it may be damaged.
@@ -188,7 +350,7 @@ class Workflow:
         self.record = None
         return self._remove(set())
 
-    def _remove(self, live: set[str | None]) -> int:
+    def _remove(self, live: set[str]) -> int:
         gone = [key for key in self.files if key[1] not in live]
         for key in gone:
             del self.files[key]
@@ -198,16 +360,35 @@ class Workflow:
 
 @dataclass
 class Handle:
-    """A run in one of the processes, and the generations that it may read."""
+    """A run in one of the processes, and what it may read."""
 
     process: int
     name: str
     run: Run
-    tokens: tuple[str, ...]
+    record: Record
+    """The record when the run began."""
+    given: Given
     strict: bool
 
+    def __post_init__(self) -> None:
+        record = self.record
+        self.tokens = (record.token,) if record.base is None else (record.token, record.base)
+        self.declared = record.tokens_of(self.given)
+
+    def tokens_of(self, task: str) -> tuple[str, ...]:
+        """The tokens of a task, the newest first."""
+        return self.declared.get(task, self.tokens)
+
+    def origin_of(self, task: str) -> str | Depends | None:
+        """What the checkpoint of a task comes from that this run writes, or a strict one reads."""
+        if self.record.base and self.tokens_of(task)[0] not in self.record.pure.values():
+            return MIXED
+        if task not in self.declared:
+            return self.run.fingerprint
+        return self.given.wanted[task]
+
     def newest(self, workflow: Workflow, task: str) -> Checkpoint | Damage | None:
-        found = (workflow.files.get((task, token)) for token in self.tokens)
+        found = (workflow.files.get((task, token)) for token in self.tokens_of(task))
         return next(filter(None, found), None)
 
     def find(self, workflow: Workflow, task: str) -> Checkpoint:
@@ -215,11 +396,11 @@ class Handle:
         if checkpoint is None:
             raise RefusedError(CheckpointNotFoundError)
         # This is asked of the run as well, in case that the model is wrong.
-        assert not self.strict or checkpoint.inputs in (self.run.fingerprint, None)
+        assert not self.strict or checkpoint.origin in (self.origin_of(task), None)
         return checkpoint
 
     def read(self, workflow: Workflow, how: str, task: str) -> Any:
-        tasks = {task for task, token in workflow.files if token in self.tokens}
+        tasks = {task for task, token in workflow.files if token in self.tokens_of(task)}
         if how == "in":
             return task in tasks
         if how == "tasks":
@@ -239,8 +420,18 @@ class Handle:
 
     def is_current(self, workflow: Workflow) -> bool:
         record: Record | None = whole(workflow.record)
-        return record is not None and record.token == self.tokens[0]
+        return record is not None and record.token == self.run.token
 
-    def delete(self, workflow: Workflow, task: str) -> None:
-        for token in self.tokens:
-            workflow.files.pop((task, token), None)
+    def with_dependents(self, task: str) -> set[str]:
+        """The task and all that are declared to come after it, however far."""
+        found = {task}
+        for _ in self.given.tasks:
+            found |= {name for name, each in self.given.tasks.items() if found & {*each.after}}
+        return found
+
+    def delete(self, workflow: Workflow, task: str, *, dependents: bool) -> None:
+        if dependents and task not in self.given.tasks:
+            raise RefusedError(InvalidTaskError)
+        for name in self.with_dependents(task) if dependents else {task}:
+            for token in self.tokens_of(name):
+                workflow.files.pop((name, token), None)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_store import Run
+from checkpoint_store._record import decode_record, encode_record
 
 from ..harness import ROOT
 from ..harness.backends import RECORD, LocalBackend
 from ..harness.buckets import Bucket
 from ..harness.environment import needs_fork
-from ..harness.kill_loop import WORKFLOWS, Journal, Label, Worker, payload
+from ..harness.kill_loop import MIXED, WORKFLOWS, Handle, Journal, Label, Worker, payload
 from ..harness.s3 import on_ministack
 
 pytestmark = needs_fork
@@ -48,6 +48,8 @@ def kill(target: str, kills: int, *options: str) -> dict[str, int]:
     assert figures["kills"] == kills
     assert figures.get("killed in: no operation", 0) < kills / 4
     assert figures["decision: reset"] > kills / 10
+    assert figures["decision: reset, keeping tasks"] > kills / 30
+    assert figures["of these, kept by a reset"] > 0
     assert figures["operation: clear"] > 0
     assert figures["writes owed and looked for"] > kills
     return figures
@@ -96,10 +98,12 @@ def worker(start: Callable[[], Worker]) -> Worker:
     return start()
 
 
-def begin(worker: Worker, inputs: str = "a", policy: str = "reset") -> Run:
-    run = worker.resume(WORKFLOW, inputs, policy)
-    assert run is not None
-    return run
+def begin(
+    worker: Worker, inputs: str = "aa", policy: str = "reset", version: str | None = None
+) -> Handle:
+    handle = worker.resume(WORKFLOW, inputs, policy, version)
+    assert handle is not None
+    return handle
 
 
 def found(journal: Journal) -> list[str]:
@@ -112,40 +116,41 @@ HOW = pytest.mark.parametrize("how", ["read", "read a stream", "read many", "rea
 
 @HOW
 def test_what_was_written_is_no_violation(worker: Worker, journal: Journal, how: str) -> None:
-    run = begin(worker)
-    worker.read(run, "a", [TASK], how)
-    worker.write(run, "a", [TASK])
-    worker.write(run, "a", [TASK])
-    worker.read(run, "a", [TASK], how)
+    handle = begin(worker)
+    worker.read(handle, [TASK], how)
+    worker.write(handle, [TASK])
+    worker.write(handle, [TASK])
+    worker.read(handle, [TASK], how)
     assert found(journal) == []
-    assert journal.verified == {"found": 1, "owed": 1}
+    assert journal.verified == {"found": 1, "owed": 1, "kept": 0}
 
 
 @HOW
 def test_a_write_that_returned_and_is_not_found_is_lost(
     worker: Worker, journal: Journal, backend: LocalBackend, how: str
 ) -> None:
-    run = begin(worker)
-    worker.write(run, "a", [TASK])
-    backend.remove(f"{WORKFLOW}/{TASK}@{run.token}")
-    worker.read(run, "a", [TASK], how)
+    handle = begin(worker)
+    worker.write(handle, [TASK])
+    backend.remove(f"{WORKFLOW}/{TASK}@{handle.run.token}")
+    worker.read(handle, [TASK], how)
     assert found(journal) == ["lost"]
 
 
+@pytest.mark.parametrize("version", [None, "1"])
 def test_a_write_that_a_reuse_does_not_find_in_either_generation_is_lost(
-    worker: Worker, journal: Journal, backend: LocalBackend
+    worker: Worker, journal: Journal, backend: LocalBackend, version: str | None
 ) -> None:
-    older = begin(worker)
-    worker.write(older, "a", [TASK])
-    newer = begin(worker, "b", "reuse")
-    worker.read(newer, None, [TASK], "read")
+    older = begin(worker, version=version)
+    worker.write(older, [TASK])
+    newer = begin(worker, "ba", "reuse", version)
+    worker.read(newer, [TASK], "read")
     assert found(journal) == []
-    worker.write(newer, "b", [TASK])
-    backend.remove(f"{WORKFLOW}/{TASK}@{newer.token}")
-    worker.read(newer, None, [TASK], "read")
+    worker.write(newer, [TASK])
+    backend.remove(f"{WORKFLOW}/{TASK}@{newer.tokens(TASK)[0]}")
+    worker.read(newer, [TASK], "read")
     assert found(journal) == ["lost"]
-    backend.remove(f"{WORKFLOW}/{TASK}@{older.token}")
-    worker.read(newer, None, [TASK], "read")
+    backend.remove(f"{WORKFLOW}/{TASK}@{older.tokens(TASK)[0]}")
+    worker.read(newer, [TASK], "read")
     assert found(journal) == ["lost", "lost"]
 
 
@@ -153,25 +158,43 @@ def test_a_write_that_another_reset_or_cleared_is_not_lost(
     start: Callable[[], Worker], journal: Journal
 ) -> None:
     worker, other = start(), start()
-    for undo in (lambda: begin(other, "b"), lambda: other.store.clear(WORKFLOW)):
-        run = begin(worker)
-        worker.write(run, "a", [TASK])
+    for undo in (lambda: begin(other, "ba"), lambda: other.store.clear(WORKFLOW)):
+        handle = begin(worker)
+        worker.write(handle, [TASK])
         undo()
-        worker.read(run, "a", [TASK], "read")
+        looks = journal.done["look"]
+        worker.read(handle, [TASK], "read")
+        assert found(journal) == []
+        assert journal.done["look"] > looks
+
+
+def test_a_write_that_a_reset_keeps_is_lost_if_it_is_not_found(
+    start: Callable[[], Worker], journal: Journal, backend: LocalBackend
+) -> None:
+    worker = start()
+    older = begin(worker, version="1")
+    worker.write(older, [TASK])
+    newer = begin(start(), "ab", version="1")
+    assert older.run.token != newer.run.token
+    worker.read(newer, [TASK], "read")
     assert found(journal) == []
-    assert journal.done["is_current"] == 2
+    assert journal.verified == {"found": 1, "owed": 1, "kept": 1}
+    backend.remove(f"{WORKFLOW}/{TASK}@{newer.tokens(TASK)[0]}")
+    worker.read(newer, [TASK], "read")
+    worker.read(older, [TASK], "read")
+    assert found(journal) == ["lost", "lost"]
 
 
 def test_a_value_that_a_later_write_had_replaced_is_lost(
     start: Callable[[], Worker], journal: Journal
 ) -> None:
     worker = start()
-    run = begin(worker)
-    worker.write(run, "a", [TASK])
-    first = run.read(TASK)
-    start().write(run, "a", [TASK])
-    run.write(TASK, first)
-    worker.read(run, "a", [TASK], "read")
+    handle = begin(worker)
+    worker.write(handle, [TASK])
+    first = handle.run.read(TASK)
+    start().write(handle, [TASK])
+    handle.run.write(TASK, first)
+    worker.read(handle, [TASK], "read")
     assert found(journal) == ["lost"]
 
 
@@ -180,26 +203,51 @@ def test_a_write_whose_process_was_killed_is_owed_by_nobody(
     start: Callable[[], Worker], journal: Journal, *, late: bool
 ) -> None:
     worker, dead = start(), start()
-    run = begin(worker)
-    label = Label(WORKFLOW, run.token, TASK, "a", dead.serial, 1, 0)
-    journal.append("begin", dead.serial, 1, "write", WORKFLOW, run.token, [TASK])
+    handle = begin(worker)
+    label = Label(WORKFLOW, handle.run.token, TASK, "aa", dead.serial, 1, 0)
+    journal.append("begin", dead.serial, 1, "write", WORKFLOW, {TASK: handle.run.token})
     journal.append("dead", dead.serial, late)
-    worker.read(run, "a", [TASK], "read")
-    worker.write(run, "a", [TASK])
+    worker.read(handle, [TASK], "read")
+    worker.write(handle, [TASK])
     assert found(journal) == []
-    run.write(TASK, payload(label))  # On S3 the request may arrive as late as this.
-    worker.read(run, "a", [TASK], "read")
+    handle.run.write(TASK, payload(label))  # On S3 the request may arrive as late as this.
+    worker.read(handle, [TASK], "read")
     assert found(journal) == ([] if late else ["lost"])
 
 
 def test_what_other_inputs_made_is_stale_unless_it_is_reused(
     worker: Worker, journal: Journal
 ) -> None:
-    run = begin(worker)
-    worker.write(run, "a", [TASK])
-    worker.read(run, None, [TASK], "read")
+    worker.write(begin(worker), [TASK])
+    reused = begin(worker, "ba", "reuse")
+    worker.read(reused, [TASK], "read")
     assert found(journal) == []
-    worker.read(run, "b", [TASK], "read")
+    worker.read(reused._replace(strict=True), [TASK], "read")
+    assert found(journal) == ["stale"]
+
+
+@pytest.mark.parametrize("inputs", ["ba? in version 1", "a? in version 2", "aa", MIXED])
+def test_what_a_declaration_does_not_cover_is_stale(
+    worker: Worker, journal: Journal, inputs: str
+) -> None:
+    handle = begin(worker, version="1")
+    token = handle.tokens(TASK)[0]
+    assert token != handle.run.token
+    for told, kinds in (("a? in version 1", []), (inputs, ["stale"])):
+        handle.run.write(TASK, payload(Label(WORKFLOW, token, TASK, told, 1, 1, 100)))
+        worker.read(handle, [TASK], "read")
+        assert found(journal) == kinds
+
+
+def test_what_another_version_made_is_stale_even_if_it_is_reused(
+    worker: Worker, journal: Journal
+) -> None:
+    older = begin(worker, version="1")
+    worker.write(older, [TASK])
+    reused = begin(worker, "ba", "reuse", "1")
+    worker.read(reused, [TASK], "read")
+    assert found(journal) == []
+    worker.read(reused._replace(version="2"), [TASK], "read")
     assert found(journal) == ["stale"]
 
 
@@ -214,22 +262,23 @@ def test_what_other_inputs_made_is_stale_unless_it_is_reused(
 def test_a_value_from_elsewhere_is_noticed(
     worker: Worker, journal: Journal, changes: dict[str, str], kind: str
 ) -> None:
-    run = begin(worker)
-    label = Label(WORKFLOW, run.token, TASK, "a", 1, 1, 100)
-    run.write(TASK, payload(label._replace(**changes)))
-    worker.read(run, "a", [TASK], "read")
+    handle = begin(worker)
+    label = Label(WORKFLOW, handle.run.token, TASK, "aa", 1, 1, 100)
+    handle.run.write(TASK, payload(label._replace(**changes)))
+    worker.read(handle, [TASK], "read")
     assert found(journal) == [kind]
 
 
 def test_a_value_that_is_not_whole_is_torn_whether_the_library_notices_or_not(
     worker: Worker, journal: Journal, backend: LocalBackend
 ) -> None:
-    run = begin(worker)
-    run.write(TASK, payload(Label(WORKFLOW, run.token, TASK, "a", 1, 1, 100))[:-1])
-    worker.read(run, "a", [TASK], "read")
-    key = f"{WORKFLOW}/{TASK}@{run.token}"
+    handle = begin(worker)
+    token = handle.run.token
+    handle.run.write(TASK, payload(Label(WORKFLOW, token, TASK, "aa", 1, 1, 100))[:-1])
+    worker.read(handle, [TASK], "read")
+    key = f"{WORKFLOW}/{TASK}@{token}"
     backend.put(key, backend.files()[key][:-1])
-    worker.read(run, "a", [TASK], "read")
+    worker.read(handle, [TASK], "read")
     assert found(journal) == ["torn", "torn"]
 
 
@@ -239,7 +288,7 @@ def test_a_torn_record_is_noticed_under_every_policy(
 ) -> None:
     begin(worker)
     backend.put(f"{WORKFLOW}/{RECORD}", b"{")
-    worker.resume(WORKFLOW, "a", policy)
+    worker.resume(WORKFLOW, "aa", policy)
     assert found(journal) == ["torn"]
 
 
@@ -251,7 +300,7 @@ def test_a_generation_that_comes_back_is_noticed(
     begin(worker)
     record = backend.files()[f"{WORKFLOW}/{RECORD}"]
     if leave == "reset":
-        begin(other, "b")
+        begin(other, "ba")
     else:
         other.perform("clear", WORKFLOW, lambda: other.store.clear(WORKFLOW))
     assert found(journal) == []
@@ -260,15 +309,33 @@ def test_a_generation_that_comes_back_is_noticed(
     assert found(journal) == ["undone"]
 
 
+def test_a_token_of_a_task_may_outlive_a_reset_and_does_not_come_back_after_one(
+    worker: Worker, journal: Journal, backend: LocalBackend
+) -> None:
+    record = f"{WORKFLOW}/{RECORD}"
+    first = begin(worker, "aa", version="1")
+    kept = begin(worker, "ab", version="1")
+    assert first.tokens(TASK) == kept.tokens(TASK)
+    before = json.loads(backend.files()[record])["tasks"]
+    begin(worker, "ba", version="1")
+    begin(worker, "ab", version="1")
+    assert found(journal) == []
+    now = decode_record(backend.files()[record], WORKFLOW)
+    assert now.tasks.keys() == before.keys()
+    backend.put(record, encode_record(now._replace(tasks=before)))
+    begin(worker, "ab", version="1")
+    assert found(journal) == ["undone"]
+
+
 def test_an_error_that_should_not_occur_is_foreign(
     worker: Worker, journal: Journal, backend: LocalBackend
 ) -> None:
-    worker.resume(WORKFLOW, "a", "raise")
-    worker.resume(WORKFLOW, "b", "raise")
+    worker.resume(WORKFLOW, "aa", "raise")
+    worker.resume(WORKFLOW, "ba", "raise")
     assert found(journal) == []
     assert journal.done["refused"] == 1
     Path(backend.url, "wf-1").write_bytes(b"a file in place of a folder")
-    worker.resume("wf-1", "a", "reset")
+    worker.resume("wf-1", "aa", "reset")
     assert found(journal) == ["foreign"]
 
 
@@ -276,5 +343,5 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(worker: Worker, journal: Jo
     os.write(journal._file, b'\n["end", 1')
     begin(worker)
     assert found(journal) == []
-    assert journal.done == {"resume reset": 1}
+    assert journal.done == {"resume reset": 1, "look": 1}
     assert set(journal.sightings) == set(WORKFLOWS)
