@@ -1,7 +1,8 @@
 """Every exception this library raises on purpose.
 
 CheckpointStoreError
-├── InvalidNameError, InvalidPolicyError, InvalidURLError, FingerprintError  (also ValueError)
+├── InvalidNameError, InvalidPolicyError, InvalidTaskError, InvalidURLError  (also ValueError)
+├── FingerprintError  (also ValueError)
 ├── InputChangedError
 ├── CheckpointNotFoundError  (also KeyError)
 ├── CorruptCheckpointError, CorruptRecordError

@@ -27,6 +27,7 @@ from checkpoint_store.errors import (
     InputChangedError,
     InvalidNameError,
     InvalidPolicyError,
+    InvalidTaskError,
     InvalidURLError,
     SerializationError,
     StorageError,
@@ -42,6 +43,7 @@ def examples() -> list[CheckpointStoreError]:
         CheckpointStoreError("base"),
         InvalidNameError("name"),
         InvalidPolicyError("policy"),
+        InvalidTaskError("task"),
         InvalidURLError("url"),
         FingerprintError("value", path="inputs['model']", reason="unsupported type"),
         InputChangedError("changed", workflow_id="wf", stored="v1", current="v2", change=CHANGE),
@@ -101,6 +103,7 @@ def test_the_tree_in_the_docstring_is_the_real_one() -> None:
     [
         (InvalidNameError, ValueError),
         (InvalidPolicyError, ValueError),
+        (InvalidTaskError, ValueError),
         (InvalidURLError, ValueError),
         (FingerprintError, ValueError),
         (CheckpointNotFoundError, KeyError),
@@ -115,7 +118,13 @@ def test_an_error_is_caught_as_the_builtin_it_also_is(
 
 
 def test_no_other_error_is_caught_by_accident() -> None:
-    also = {InvalidNameError, InvalidPolicyError, InvalidURLError, FingerprintError}
+    also = {
+        InvalidNameError,
+        InvalidPolicyError,
+        InvalidTaskError,
+        InvalidURLError,
+        FingerprintError,
+    }
     also |= {CheckpointNotFoundError, StorageError}
     for kind in set(classes().values()) - also:
         assert not issubclass(kind, ValueError | KeyError | OSError | TypeError | RuntimeError)

@@ -28,6 +28,7 @@ from checkpoint_store import (
     InputChangedError,
     InvalidNameError,
     InvalidPolicyError,
+    InvalidTaskError,
     InvalidURLError,
     Run,
     SerializationError,
@@ -219,6 +220,7 @@ def test_errors_survive_pickling(store: CheckpointStore, run: Run) -> None:
     errors: list[CheckpointStoreError] = [
         InvalidNameError("message"),
         InvalidPolicyError("message"),
+        InvalidTaskError("message"),
         InvalidURLError("message"),
         FingerprintError("message", path="inputs['a']", reason="reason"),
         InputChangedError("message", workflow_id="wf", stored=None, current="v", change=change),
