@@ -78,17 +78,10 @@ class Key(NamedTuple):
 
 
 def declared(version: int) -> dict[str, Task]:
-    """Two of four tasks use one input each, one comes after the first, and one is not declared."""
-    tasks = {}
-    for task in TASKS:
-        match int(task) % 4:
-            case 0:
-                tasks[task] = Task(uses=["first"], version=version)
-            case 1:
-                tasks[task] = Task(uses=["second"])
-            case 2:
-                tasks[task] = Task(uses=[], after=["0"])
-    return tasks
+    """Of four tasks two use one input each, one comes after the first, and one is not declared."""
+    first = Task(uses=["first"], version=version)
+    some = dict(enumerate((first, Task(uses=["second"]), Task(uses=[], after=["0"]))))
+    return {task: some[int(task) % 4] for task in TASKS if int(task) % 4 in some}
 
 
 def key_of(task: str, inputs: str, version: int) -> Key:
@@ -560,8 +553,7 @@ def race_once(race: Race, store: CheckpointStore, seed: int, operations: int) ->
             [call._replace(seen=given.get(call.seen, call.seen)) for call in calls + end.calls]
         )
         judge_checkpoints(calls)
-        counts.update(call.kind for call in calls)
-        counts.update(f"{call.kind}, keeping tasks" for call in calls if call.kept)
+        counts.update(call.kind + ", keeping tasks" * call.kept for call in calls)
         store.clear(workflow)
 
     for number in range(operations // 10):
