@@ -45,6 +45,7 @@ from checkpoint_store._policy import POLICIES
 from .backends import Backend, GenericBackend, LocalBackend, MemoryBackend, S3Backend
 from .model import (
     GIVEN,
+    NEAR,
     TASKS,
     WORKFLOWS,
     Checkpoint,
@@ -302,7 +303,7 @@ class History(RuleBasedStateMachine):
         which=which_inputs,
         declared=which_declarations,
         policy=policies,
-        then=st.sampled_from((None, *["reset"] * 3, *["delete"] * 3, *READS)),
+        then=st.sampled_from((None, *["reset", "reuse"] * 2, *["delete"] * 3, *READS)),
         fault=faults,
     )
     def resume(
@@ -336,10 +337,11 @@ class History(RuleBasedStateMachine):
             if then in READS:
                 self.read(0, 0, then, fault)
             elif then == "delete":
-                self.delete(0, which + 1, bool(declared), fault)
+                self.delete(0, 0 if declared else which + 1, bool(declared), fault)
+            elif then == "reuse":
+                self.resume(process, index, NEAR[which], declared, "reuse", "reset", fault)
             elif then == "reset":
-                # Of a mixture, to what it was reused for; else to the next inputs.
-                other = which if policy == "reuse" else (which + 1) % len(GIVEN)
+                other = which if policy == "reuse" else NEAR[which]
                 self.resume(process, index, other, declared, "reset", "read_many", fault)
 
     def meet(self, before: Workflow, handle: Handle) -> None:

@@ -190,7 +190,7 @@ class Sighting(NamedTuple):
 
 
 class Handle(NamedTuple):
-    """A run, and what is known of it by other means than the library."""
+    """A run, and what it was resumed with."""
 
     run: Run
     inputs: str

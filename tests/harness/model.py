@@ -63,6 +63,10 @@ def declarations(first: str, second: str, *others: str) -> list[Tasks]:
     ]
 
 
+NEAR = (1, 0, 0, 1, 0, 6, 5)
+"""For each of the inputs others that have some of them, and those without names at last."""
+
+
 class RefusedError(Exception):
     """Raised by the model where the library must raise an error.
 

@@ -10,7 +10,10 @@ Each seed is three races of 8 processes, all released at once:
   own.
 - A counter in the record: all increase it.
 - Everything: each process does its operations on one workflow, at random, in a mix that depends on
-  the seed. The checkpoints tell who wrote them, in which generation, and for which inputs.
+  the seed. There are two inputs, which change at about the same time, and most resumes declare
+  tasks that use one of them. So resets that keep different tasks race with each other, with new
+  declarations and with those who collect. The checkpoints tell who wrote them, under which token,
+  and for which inputs.
 
 Every process notes when each operation began and ended, and what it was told. `judge_record` then
 looks for an order of the operations, one at a time, in which everything is true that the processes
@@ -40,10 +43,12 @@ from checkpoint_store import (
     ContentionError,
     InputChangedError,
     Run,
+    Task,
+    fingerprint,
     resume,
 )
 from checkpoint_store._filesystems import base, s3_engine
-from checkpoint_store._protocol import change_record
+from checkpoint_store._protocol import change_record, read_record
 from checkpoint_store._record import Record, new_record
 from checkpoint_store._steps import drive
 from checkpoint_store.errors import CorruptRecordError
@@ -57,6 +62,37 @@ TASKS = [str(process) for process in range(PROCESSES)]
 """Each process writes the task with its own number."""
 HESITATION = 0.02
 """One request in ten is late by up to this many seconds."""
+
+
+class Key(NamedTuple):
+    """What some of the declared tasks depend on: the value of an input, and their declaration."""
+
+    value: str
+    uses: str
+    version: int
+    after: bool = False
+
+    def of(self, inputs: str) -> Key:
+        """The same declaration with other inputs."""
+        return self._replace(value=_inputs(inputs)[self.uses])
+
+
+def declared(version: int) -> dict[str, Task]:
+    """Of four tasks two use one input each, one comes after the first, and one is not declared."""
+    first = Task(uses=["first"], version=version)
+    some = dict(enumerate((first, Task(uses=["second"]), Task(uses=[], after=["0"]))))
+    return {task: some[int(task) % 4] for task in TASKS if int(task) % 4 in some}
+
+
+def key_of(task: str, inputs: str, version: int) -> Key:
+    """The key that a task has to have, if it is declared."""
+    first = Key("", "first", version)
+    keys = {0: first, 1: Key("", "second", 0), 2: first._replace(after=True)}
+    return keys[int(task) % 4].of(inputs)
+
+
+def _inputs(inputs: str) -> dict[str, str]:
+    return dict(zip(("first", "second"), inputs.split(), strict=True))
 
 
 # The judge
@@ -73,16 +109,26 @@ class Call(NamedTuple):
     end: int
     kind: str
     given: str | None = None
-    """The fingerprint that the operation was called with."""
+    """The inputs that the operation was called with."""
     seen: str | None = None
-    """The fingerprint that it found in the record."""
+    """The inputs whose fingerprint it found in the record; the fingerprint until it is judged."""
     token: str | None = None
     base: str | None = None
+    keys: tuple[tuple[Key, str], ...] = ()
+    """The tokens of the keys of its tasks."""
+    older: tuple[tuple[Key, str], ...] = ()
+    """Those under which it looks for checkpoints that it reuses."""
+    kept: bool = False
+    """Whether it kept something of what was declared before."""
     task: str | None = None
     number: int = 0
     """The number of the write, also in a read that found it; 0 if the read found nothing."""
     origin: str | None = None
     """The generation of the write that a read found."""
+
+
+Tokens = frozenset[tuple[Key, str]]
+NONE: Tokens = frozenset()
 
 
 class Version(NamedTuple):
@@ -92,6 +138,10 @@ class Version(NamedTuple):
     token: str | None
     """None as long as nobody has been told it, as after `write_fingerprint`."""
     base: str | None = None
+    inputs: str | None = None
+    """None if they are not recorded, because they were given as a fingerprint."""
+    tasks: Tokens = NONE
+    base_tasks: Tokens = NONE
 
 
 RECORD_KINDS = {
@@ -99,22 +149,29 @@ RECORD_KINDS = {
 }  # fmt: skip
 
 
-def follow(record: Version | None, call: Call) -> list[Version | None]:
+def follow(record: Version | None, call: Call, past: frozenset[str]) -> list[Version | None]:
     """What the record may be after a call that found it like this.
 
-    The list is empty if such a call would have been told something else.
+    The list is empty if such a call would have been told something else. `past` has the tokens of
+    all keys that there were: none of them may be that of a new key.
     """
+    made = Version(call.given, call.token, inputs=call.given)
     if record is None:
-        if call.seen is None and call.kind in ("start", "run", "write"):
+        if call.seen is not None:
+            return []
+        if call.kind == "start":
+            return with_keys(made, NONE, call, past)
+        if call.kind in ("run", "write"):
             return [Version(call.given, call.token)]
-        return [None] if call.seen is None and call.kind in ("read", "clear") else []
-    fingerprint, token, base = record
+        return [None] if call.kind in ("read", "clear") else []
+    fingerprint, token, base, *_ = record
     changed = base is not None or fingerprint != call.given
     same = token in (None, call.token) and base == call.base
-    told = Version(fingerprint, call.token, call.base)
+    told = record._replace(token=call.token, base=call.base)
     # A run of a workflow that is mixed has no fingerprint.
     seen = None if call.kind == "run" and base is not None else fingerprint
-    after: Version | None
+    if call.seen != seen and call.kind not in ("clear", "write"):
+        return []
     match call.kind:
         case "clear":
             return [None]
@@ -123,22 +180,45 @@ def follow(record: Version | None, call: Call) -> list[Version | None]:
         case "write":
             return [Version(call.given, None) if changed else record]
         case "read":
-            possible, after = True, record
-        case "run":
-            possible, after = same, told
-        case "continue":
-            possible, after = same and not changed, told
-        case "raise":
-            possible, after = changed, record
-        case "reset":
-            possible, after = changed, Version(call.given, call.token)
-        case "reuse" if base is None:
-            possible, after = changed and token in (None, call.base), told
-        case "reuse":
-            possible, after = same, told
-        case _:
-            return []
-    return [after] if possible and call.seen == seen else []
+            return [record]
+        case "run" if same:
+            return [told]
+        case "continue" if same and not changed:
+            return with_keys(told, told.tasks, call, past)
+        case "raise" if changed:
+            return [record]
+        case "reset" if changed:
+            pure = record.tasks if base is None else record.base_tasks
+            kept = frozenset(each for each in pure if each[0] in dict(call.keys))
+            return with_keys(made, kept, call, past)
+        case "reuse" if base is None and changed and token in (None, call.base):
+            overlay = told._replace(tasks=NONE, base_tasks=record.tasks)
+            return with_keys(overlay, NONE, call, past)
+        case "reuse" if base is not None and same:
+            return with_keys(told, told.tasks, call, past)
+    return []
+
+
+def with_keys(
+    record: Version, tasks: Tokens, call: Call, past: frozenset[str]
+) -> list[Version | None]:
+    """The record with these keys and those that the call adds, unless it was told others."""
+    known = dict(tasks | record.base_tasks)
+    new = {(key, token) for key, token in call.keys if key not in known}
+    older = {}
+    if record.base is not None and record.inputs is not None:
+        below = dict(record.base_tasks)
+        older = {key: below.get(key.of(record.inputs)) for key, _ in call.keys}
+    possible = (
+        all(known.get(key, token) == token for key, token in call.keys)
+        and past.isdisjoint(token for _, token in new)
+        and dict(call.older) == {k: t for k, t in older.items() if t and t != known.get(k)}
+    )
+    return [record._replace(tasks=tasks | new)] if possible else []
+
+
+Way = tuple[Version | None, frozenset[str], frozenset[int]]
+"""The record after some order of calls, the tokens of keys so far, and who has had an effect."""
 
 
 def judge_record(calls: Sequence[Call]) -> None:
@@ -152,7 +232,7 @@ def judge_record(calls: Sequence[Call]) -> None:
     starts = [(call.start, False, number) for number, call in enumerate(calls)]
     ends = [(call.end, True, number) for number, call in enumerate(calls)]
     under_way: set[int] = set()
-    ways: set[tuple[Version | None, frozenset[int]]] = {(None, frozenset())}
+    ways: set[Way] = {(None, frozenset(), frozenset())}
     for _, ended, number in sorted(starts + ends):
         if not ended:
             under_way.add(number)
@@ -161,13 +241,13 @@ def judge_record(calls: Sequence[Call]) -> None:
         ways = set()
         while untried:
             tried |= untried
-            ways |= {(record, done - {number}) for record, done in untried if number in done}
+            ways |= {(*way, done - {number}) for *way, done in untried if number in done}
             untried = {
-                (after, done | {other})
-                for record, done in untried
+                (after, remember(past, after), done | {other})
+                for record, past, done in untried
                 if number not in done
                 for other in under_way - done
-                for after in follow(record, calls[other])
+                for after in follow(record, calls[other], past)
             } - tried
         assert ways, explain(calls, number, before)
         under_way.remove(number)
@@ -175,12 +255,15 @@ def judge_record(calls: Sequence[Call]) -> None:
     assert len(made) == made.total(), f"two generations have one token: {made.most_common(1)}"
 
 
-def explain(
-    calls: Sequence[Call], number: int, ways: set[tuple[Version | None, frozenset[int]]]
-) -> str:
+def remember(past: frozenset[str], record: Version | None) -> frozenset[str]:
+    now = {token for _, token in record.tasks} if record else set()
+    return past if now <= past else past | now
+
+
+def explain(calls: Sequence[Call], number: int, ways: set[Way]) -> str:
     wrong = calls[number]
     beside = [call for call in calls if call.start <= wrong.end and call.end >= wrong.start]
-    records = {record for record, _ in ways}
+    records = {record for record, *_ in ways}
     lines = [f"no order explains {wrong}", "the record may have been", *map(repr, records)]
     lines += ["and there was beside it", *map(repr, sorted(beside, key=lambda call: call.start))]
     return "\n  ".join(lines)
@@ -292,33 +375,41 @@ class Racer:
         self.calls: list[Call] = []
         self._began = 0
         self._run: Run | None = None
+        self._version = 0
+        self._given = ""
         self._written = 0
 
-    def perform(self, kind: str, fingerprint: str = "", task: str = "") -> None:
+    def perform(
+        self, kind: str, given: str = "", task: str = "", version: int | None = None
+    ) -> None:
+        """Does an operation with these inputs. With a version, a resume declares tasks.
+
+        A single word is given as an explicit fingerprint.
+        """
         if self._run is None and kind in ("dump", "load", "load many"):
             kind = "run"
         self._began = time.monotonic_ns()
         try:
-            self._perform(kind, fingerprint, task)
+            self._perform(kind, given, task, version)
         except ContentionError:
             # Writing a checkpoint changes no record, so that there is nothing to contend for.
             if kind == "dump":
                 raise
             self._note("contention")
 
-    def _perform(self, kind: str, fingerprint: str, task: str) -> None:
+    def _perform(self, kind: str, given: str, task: str, version: int | None) -> None:
         run = self._run
         match kind:
             case "reset" | "raise" | "reuse":
-                self._resume(fingerprint, kind)
+                self._resume(given, kind, version)
             case "run":
                 self._run = run = self.store.run(self.workflow)
                 self._note("run", seen=run.fingerprint, token=run.token, base=run._base)
             case "read":
                 self._note("read", seen=self.store.read_fingerprint(self.workflow))
             case "write":
-                self.store.write_fingerprint(self.workflow, fingerprint)
-                self._note("write", given=fingerprint)
+                self.store.write_fingerprint(self.workflow, fingerprint_of(given))
+                self._note("write", given=given)
             case "clear":
                 self.store.clear(self.workflow)
                 self._note("clear")
@@ -336,53 +427,73 @@ class Racer:
             case "load many" if run:
                 self._loaded(run, {**dict.fromkeys(TASKS), **run.load_many()})
 
-    def _resume(self, fingerprint: str, policy: Any) -> None:
+    def _resume(self, given: str, policy: Any, version: int | None) -> None:
         try:
-            run = resume(self.store, self.workflow, fingerprint=fingerprint, on_input_change=policy)
+            if " " in given:
+                tasks = None if version is None else declared(version)
+                run = resume(
+                    self.store, self.workflow, _inputs(given), on_input_change=policy, tasks=tasks
+                )
+            else:
+                run = resume(self.store, self.workflow, fingerprint=given, on_input_change=policy)
         except InputChangedError as error:
-            self._note("raise", given=fingerprint, seen=error.stored)
+            self._note("raise", given=given, seen=error.stored)
             return
         assert run.decision
-        self._run = run
+        self._run, self._given, self._version = run, given, version or 0
+        keys = {key_of(task, given, version or 0): run._tokens(task) for task in run._after}
         self._note(
             run.decision.action,
-            given=fingerprint,
+            given=given,
             seen=run.decision.stored,
             token=run.token,
             base=run._base,
+            keys=tuple((key, tokens[0]) for key, tokens in keys.items()),
+            older=tuple((key, tokens[1]) for key, tokens in keys.items() if tokens[1:]),
+            kept=bool(run.decision.kept),
         )
+
+    def _origin(self, run: Run, task: str) -> str | None:
+        """What a strict run has to find in the checkpoint of a task, and writes into it."""
+        if task in run._after:
+            return str(key_of(task, self._given, self._version))
+        return run.fingerprint if run.decision else None
 
     def _dump(self, run: Run) -> None:
         self._written += 1
-        value = {"number": self._written, "token": run.token, "inputs": _inputs(run)}
-        run.dump(TASKS[self.process], value)
-        self._note("dump", token=run.token, task=TASKS[self.process], number=self._written)
+        task = TASKS[self.process]
+        token = run._tokens(task)[0]
+        run.dump(task, {"number": self._written, "token": token, "inputs": self._origin(run, task)})
+        self._note("dump", token=token, task=task, number=self._written)
 
     def _loaded(self, run: Run, values: dict[str, Any]) -> None:
         """Notes which writes a read has found.
 
-        A read in a retired generation may find nothing, and is noted as such. A generation that is
-        current after the read has been so all the time, because no token comes back.
+        A read under a token that is out of force may find nothing, and is noted as such. A token
+        that is in force after the read has been so all the time, because none comes back.
         """
-        own = all(value and value["token"] == run.token for value in values.values())
-        retired = not own and not run.is_current()
+        live: frozenset[str] | None = None
         for task, value in values.items():
+            token, *older = run._tokens(task)
             origin = value and value["token"]
-            if retired and origin != run.token and origin in (None, run._base):
+            if origin != token and live is None:
+                record = drive(self.store._filesystem, read_record(self.workflow))
+                live = frozenset() if record is None else record.live
+            if live is not None and origin in (None, *older) and not live >= {token, *older}:
                 self._note("retired")
             else:
-                told = {"token": run.token, "base": run._base, "task": task, "origin": origin}
-                self._note("load", number=value["number"] if value else 0, **told)
+                told = {"token": token, "base": older[0] if older else None, "origin": origin}
+                self._note("load", number=value["number"] if value else 0, task=task, **told)
             # A run without inputs may have written into a generation that got a fingerprint later.
-            if value and run._base is None and _inputs(run):
-                assert value["inputs"] in (None, run.fingerprint), f"{run} was given {value}"
+            if value and run._base is None and (expected := self._origin(run, task)):
+                assert value["inputs"] in (None, expected), f"{run} was given {value}"
 
     def _note(self, kind: str, **told: Any) -> None:
         self.calls.append(Call(self.process, self._began, time.monotonic_ns(), kind, **told))
 
 
-def _inputs(run: Run) -> str | None:
-    return run.fingerprint if run.decision else None
+def fingerprint_of(given: str) -> str:
+    return fingerprint(_inputs(given)) if " " in given else given
 
 
 def create(store: CheckpointStore, process: int, workflow: str, inputs: str) -> list[Call]:
@@ -421,8 +532,9 @@ def mix(
     for turn in range(operations):
         (kind,) = random_.choices(list(kinds), list(kinds.values()))
         # All processes go on to the next inputs at about the same time, but not at the same turn.
-        inputs = (turn + random_.randrange(4)) // 20
-        racer.perform(kind, f"inputs {inputs}", random_.choice(TASKS))
+        first, second = ((turn + random_.randrange(4)) // 20 for _ in range(2))
+        version = random_.choice((None, 1, 1, 1, 2))
+        racer.perform(kind, f"{first} {second}", random_.choice(TASKS), version)
     return racer.calls
 
 
@@ -432,17 +544,21 @@ def race_once(race: Race, store: CheckpointStore, seed: int, operations: int) ->
     counts: Counter[str] = Counter()
 
     def judge(workflow: str, notes: list[list[Call]]) -> None:
-        calls = [call for calls in notes for call in calls]
         end = Racer(store, workflow, PROCESSES)
         end.perform("run")
-        judge_record(calls + end.calls)
+        calls = [call for calls in notes for call in calls]
+        # Whatever is in the record, somebody has given it.
+        given = {fingerprint_of(call.given): call.given for call in calls if call.given}
+        judge_record(
+            [call._replace(seen=given.get(call.seen, call.seen)) for call in calls + end.calls]
+        )
         judge_checkpoints(calls)
-        counts.update(call.kind for call in calls)
+        counts.update(call.kind + ", keeping tasks" * call.kept for call in calls)
         store.clear(workflow)
 
     for number in range(operations // 10):
         name = f"{workflow}, new {number}"
-        judge(name, race(create, name, "of {}" if number % 2 else "of all"))
+        judge(name, race(create, name, "of-{}" if number % 2 else "of-all"))
     # A try fails only if another process succeeds, and there are fewer other processes than tries.
     assert not counts["contention"], "a race for a new workflow was given up"
 

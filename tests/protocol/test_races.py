@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,14 +15,21 @@ from checkpoint_store._filesystems.local import LocalFilesystem
 
 from ..harness.backends import make_backend
 from ..harness.environment import forks_beside_threads, needs_fork
-from ..harness.races import Call, judge_checkpoints, judge_record, race_once, racers
+from ..harness.races import (
+    Call,
+    judge_checkpoints,
+    judge_record,
+    key_of,
+    race_once,
+    racers,
+)
 
 pytestmark = forks_beside_threads
 
 # What happened where enough happened.
 OUTCOMES = (
     "start", "continue", "reset", "raise", "reuse", "run", "read", "write", "clear", "collect",
-    "dump", "load", "retired", "count",
+    "dump", "load", "retired", "count", "continue, keeping tasks", "reset, keeping tasks",
 )  # fmt: skip
 
 
@@ -59,12 +66,31 @@ def test_a_race_on_a_storage_without_locks_is_noticed(tmp_path: Path) -> None:
         race_once(race, store, 0, 100)
 
 
-def at(start: int, end: int, kind: str, **told: str | int) -> Call:
+def at(start: int, end: int, kind: str, **told: Any) -> Call:
     return Call(0, start, end, kind, **told)
 
 
 FIRST = at(0, 1, "start", given="A", token="a")
 SECOND = at(2, 3, "reset", given="B", seen="A", token="b")
+
+
+def told(given: str, token: str, keys: str = "", version: int = 1, **more: Any) -> dict[str, Any]:
+    """What a call was told that was given two inputs, and tokens for the first few tasks."""
+    tokens = tuple((key_of(str(task), given, version), key) for task, key in enumerate(keys))
+    return {"given": given, "token": token, "keys": tokens, **more}
+
+
+BEGUN = at(0, 1, "start", **told("1 1", "a", "xyz"))
+KEPT = at(2, 3, "reset", seen="1 1", **told("1 2", "b", "xYz"))
+MIXED = at(
+    2,
+    3,
+    "reuse",
+    seen="1 1",
+    base="a",
+    **told("1 2", "b", "xYz"),
+    older=((key_of("1", "1 2", 1), "y"),),
+)
 
 POSSIBLE = {
     "a call that had its effect before one that began earlier": [
@@ -101,6 +127,28 @@ POSSIBLE = {
         at(4, 5, "reuse", given="A", seen="A", token="b", base="a"),
         at(6, 7, "raise", given="A", seen="A"),
         at(8, 9, "reset", given="A", seen="A", token="c"),
+    ],
+    "a reset that keeps what uses the other input": [BEGUN, KEPT],
+    "two resets that keep different tasks, beside each other": [
+        BEGUN,
+        at(2, 8, "reset", seen="1 1", **told("2 1", "b", "XyZ")),
+        at(3, 9, "reset", seen="2 1", **told("1 2", "c", "QRS")),
+    ],
+    "a new version, which two declare at once": [
+        BEGUN,
+        at(2, 9, "continue", seen="1 1", **told("1 1", "a", "XyZ", 2)),
+        at(3, 8, "continue", seen="1 1", **told("1 1", "a", "XyZ", 2)),
+        at(10, 11, "continue", seen="1 1", **told("1 1", "a", "xyz")),
+    ],
+    "tasks that are declared late, beside a reset that keeps them": [
+        FIRST._replace(given="1 1"),
+        at(2, 9, "continue", seen="1 1", **told("1 1", "a", "xyz")),
+        at(3, 8, "reset", seen="1 1", **told("1 2", "b", "xYz")),
+    ],
+    "a mixture, of which a reset keeps what was pure": [
+        BEGUN,
+        MIXED,
+        at(4, 5, "reset", seen="1 1", **told("1 2", "c", "xQz")),
     ],
 }
 
@@ -146,6 +194,56 @@ IMPOSSIBLE = {
         at(4, 5, "reuse", given="A", seen="B", token="c", base="a"),
     ],
     "one token twice": [FIRST, SECOND._replace(token="a")],
+    "a token that is kept although its input changed": [
+        BEGUN,
+        at(2, 3, "reset", seen="1 1", **told("1 2", "b", "xyz")),
+    ],
+    "a token that is kept although its version is another": [
+        BEGUN,
+        at(2, 3, "continue", seen="1 1", **told("1 1", "a", "xyz", 2)),
+    ],
+    "a token that is not kept": [
+        BEGUN,
+        at(2, 3, "reset", seen="1 1", **told("1 2", "b", "XYz")),
+    ],
+    "tasks that are declared late, and lost by a reset beside it": [
+        FIRST._replace(given="1 1"),
+        at(2, 9, "continue", seen="1 1", **told("1 1", "a", "xyz")),
+        at(3, 8, "reset", seen="1 1", **told("1 2", "b", "XYZ")),
+    ],
+    "a token that comes back": [
+        BEGUN,
+        KEPT,
+        at(4, 5, "reset", seen="1 2", **told("1 1", "c", "xyz")),
+    ],
+    "a token that comes back after a clear": [
+        BEGUN,
+        at(2, 3, "clear"),
+        at(4, 5, "start", **told("1 1", "c", "xyz")),
+    ],
+    "two tokens for one new key": [
+        FIRST._replace(given="1 1"),
+        at(2, 9, "continue", seen="1 1", **told("1 1", "a", "xyz")),
+        at(3, 8, "continue", seen="1 1", **told("1 1", "a", "xyZ")),
+    ],
+    "a mixture, of which a reset keeps all": [
+        BEGUN,
+        MIXED,
+        at(4, 5, "reset", seen="1 1", **told("1 2", "c", "xYz")),
+    ],
+    "a reuse that finds nothing older": [BEGUN, MIXED._replace(older=())],
+    "a reuse of another version": [
+        BEGUN,
+        at(
+            2,
+            3,
+            "reuse",
+            seen="1 1",
+            base="a",
+            **told("2 1", "b", "XyZ", 2),
+            older=((key_of("0", "2 1", 2), "x"),),
+        ),
+    ],
 }
 
 
