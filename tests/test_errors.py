@@ -93,7 +93,7 @@ def test_the_tree_in_the_docstring_is_the_real_one() -> None:
         if kind is not CheckpointStoreError
     }
     assert drawn() == real
-    assert len(real) == 13
+    assert len(real) == 14
     assert CheckpointStoreError.__bases__ == (Exception,)
     assert "CheckpointStoreError\n├──" in (errors.__doc__ or "")
 
