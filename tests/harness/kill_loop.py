@@ -212,6 +212,11 @@ class Handle(NamedTuple):
             return covered(task, self.inputs, self.version)
         return MIXED
 
+    def keeps(self, task: str) -> bool:
+        """Whether it has reset the workflow and kept this task."""
+        decision = self.run.decision
+        return decision is not None and decision.action == "reset" and task in decision.kept
+
     def may_read(self, task: str, label: Label) -> bool:
         """Whether a checkpoint of the task may come from what the label says."""
         if label.token not in self.tokens(task):
@@ -515,7 +520,7 @@ class Worker:
 
     def _enter(self, kind: str, workflow: str, call: Callable[[], Run]) -> Run | None:
         began = self.journal.catch_up()
-        run = self.perform(kind, workflow, call)
+        run: Run | None = self.perform(kind, workflow, call)
         if run is None:
             return None
         if again := self.journal.returned(workflow, _in_force(kind, run) or (), began):
@@ -553,7 +558,7 @@ class Worker:
                 missing[task] = [
                     token for token in due if token in tokens[: tokens.index(label.token)]
                 ]
-                kept += "reset, keeping tasks" in _actions(run) and task in run.decision.kept
+                kept += handle.keeps(task)
         if any(missing.values()) and (record := self.look(run.workflow_id)):
             lost = {task: due for task, due in missing.items() if not record.live.isdisjoint(due)}
             if lost:

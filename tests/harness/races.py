@@ -241,7 +241,9 @@ def judge_record(calls: Sequence[Call]) -> None:
         ways = set()
         while untried:
             tried |= untried
-            ways |= {(*way, done - {number}) for *way, done in untried if number in done}
+            ways |= {
+                (last, past, done - {number}) for last, past, done in untried if number in done
+            }
             untried = {
                 (after, remember(past, after), done | {other})
                 for record, past, done in untried
@@ -550,7 +552,10 @@ def race_once(race: Race, store: CheckpointStore, seed: int, operations: int) ->
         # Whatever is in the record, somebody has given it.
         given = {fingerprint_of(call.given): call.given for call in calls if call.given}
         judge_record(
-            [call._replace(seen=given.get(call.seen, call.seen)) for call in calls + end.calls]
+            [
+                call._replace(seen=given.get(call.seen or "", call.seen))
+                for call in calls + end.calls
+            ]
         )
         judge_checkpoints(calls)
         counts.update(call.kind + ", keeping tasks" * call.kept for call in calls)
