@@ -6,7 +6,6 @@ process has read, and by the server, which knows what it has sent.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import xxhash
 from aiohttp import web
 
 from checkpoint_store import (
@@ -36,6 +34,7 @@ from ..harness.buckets import Bucket
 from ..harness.contract import INPUTS
 from ..harness.faults import Kind, kind_of
 from ..harness.memory import at_most
+from ..harness.records import sealed
 from ..harness.s3 import open_store
 from ..harness.servers import Proxy, Request, Response
 
@@ -87,29 +86,27 @@ whole_reads = pytest.mark.parametrize("read", WHOLE_READS.values(), ids=WHOLE_RE
 # On every kind of storage
 
 
-def record_of(size: int, fingerprint: str = "v1") -> bytes:
+TASKED = {"checkpoint_store": 2, "tasks": {"0" * 64: "1" * 16}, "base_tasks": {}}
+
+
+def record_of(size: int, tasks: dict[str, Any]) -> bytes:
     """A valid record of `wf` with so many bytes."""
     fields: dict[str, Any] = {
-        "checkpoint_store": 1, "workflow": "wf", "fingerprint": fingerprint, "token": "0" * 16,
-        "nonce": "0" * 32, "created": "", "updated": "", "more": "",
+        "checkpoint_store": 1, "workflow": "wf", "fingerprint": "v1", "token": "0" * 16,
+        "nonce": "0" * 32, "created": "", "updated": "", "more": "", **tasks,
     }  # fmt: skip
-
-    def sealed() -> bytes:
-        text = json.dumps(fields, sort_keys=True)
-        return json.dumps({**fields, "checksum": xxhash.xxh3_128_hexdigest(text.encode())}).encode()
-
-    fields["more"] = "x" * (size - len(sealed()))
-    return sealed()
+    return sealed({**fields, "more": "x" * (size - len(sealed(fields)))})
 
 
+@pytest.mark.parametrize("tasks", [{}, TASKED], ids=["1", "2"])
 def test_a_record_of_64_kib_is_read_and_one_a_byte_larger_is_corrupt(
-    backend: backends.Backend,
+    backend: backends.Backend, tasks: dict[str, Any]
 ) -> None:
     with backend.store() as store:
-        assert len(record_of(RECORD_CAP)) == 65_536
-        backend.put(f"wf/{RECORD}", record_of(RECORD_CAP))
+        assert len(record_of(RECORD_CAP, tasks)) == 65_536
+        backend.put(f"wf/{RECORD}", record_of(RECORD_CAP, tasks))
         assert store.read_fingerprint("wf") == "v1"
-        backend.put(f"wf/{RECORD}", record_of(RECORD_CAP + 1))
+        backend.put(f"wf/{RECORD}", record_of(RECORD_CAP + 1, tasks))
         with pytest.raises(CorruptRecordError, match="larger than 65536 bytes"):
             store.read_fingerprint("wf")
         assert resume(store, "wf", INPUTS, on_input_change="reset").tasks() == set()

@@ -8,13 +8,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
 from checkpoint_store import (
     CheckpointStore,
+    CheckpointStoreError,
     CorruptCheckpointError,
     CorruptRecordError,
+    InvalidNameError,
     Run,
     StorageError,
     UnsupportedFormatError,
@@ -25,7 +28,19 @@ from checkpoint_store._policy import POLICIES
 
 from ..harness import MIB, backends
 from ..harness.backends import EMULATORS, RECORD, also_on
-from ..harness.contract import INPUTS, OTHER_INPUTS, flipped, key_of, newer
+from ..harness.contract import (
+    INPUTS,
+    OTHER_INPUTS,
+    TASKS,
+    USED,
+    checkpoints,
+    flipped,
+    key_of,
+    newer,
+    record_of,
+    resumed,
+)
+from ..harness.records import sealed
 
 # Streams
 
@@ -332,6 +347,60 @@ def test_a_damaged_record_never_reads_as_absent(
                 call()
         assert data == backend.files()[key]
     assert resume(store, "wf", INPUTS, on_input_change="reset").tasks() == set()
+
+
+def test_a_hostile_record_with_declared_tasks_is_an_error_everywhere_and_nothing_is_deleted(
+    backend: backends.Backend, store: CheckpointStore
+) -> None:
+    resumed(store).dump_many({"load": 1, "plot": 2, "report": 3})
+    run = resumed(store, "reuse", day="2026-11-24")
+    run.dump("load", 4)
+    record, before = record_of(backend), checkpoints(backend)
+    del record["checksum"]
+    (key, token), *_ = record["tasks"].items()
+    assert len(before) == 4
+    assert record["base_tasks"]
+    hostile: list[tuple[dict[str, Any], type[CheckpointStoreError]]] = [
+        ({"tasks": []}, CorruptRecordError),
+        ({"base_tasks": None}, CorruptRecordError),
+        ({"base_tasks": {key: "c" * 16}}, CorruptRecordError),
+        ({"base": None}, CorruptRecordError),
+        ({"tasks": {key[:-1]: token}}, CorruptRecordError),
+        ({"tasks": {key: token, "0" * 64: token}}, CorruptRecordError),
+        ({"tasks": {key: record["token"]}}, CorruptRecordError),
+        ({"tasks": {key: record["base"]}}, CorruptRecordError),
+        ({"tasks": {key: next(iter(record["base_tasks"].values()))}}, CorruptRecordError),
+        ({"tasks": {key: "../../x"}}, CorruptRecordError),
+        ({"tasks": {key: 10**4_000}}, CorruptRecordError),
+        ({"workflow": "WF"}, InvalidNameError),
+        ({"checkpoint_store": 3}, UnsupportedFormatError),
+    ]
+    calls: list[Callable[[], object]] = [
+        run.is_current,
+        lambda: store.read_fingerprint("wf"),
+        lambda: store.describe("wf"),
+        lambda: store.run("wf"),
+        lambda: store.run("wf", tasks=TASKS),
+        lambda: store.write_fingerprint("wf", "v1"),
+        lambda: store.collect("wf"),
+        *(
+            partial(call, store, "wf", USED, on_input_change=policy, tasks=tasks)
+            for call in (plan, resume)
+            for policy in ("raise", "reuse")
+            for tasks in (TASKS, None)
+        ),
+    ]
+    for changes, error in hostile:
+        data = sealed({**record, **changes})
+        backend.put(f"wf/{RECORD}", data)
+        for call in calls:
+            with pytest.raises(error, match="'wf'"):
+                call()
+        assert before == checkpoints(backend)
+        assert data == backend.files()[f"wf/{RECORD}"]
+    backend.put(f"wf/{RECORD}", sealed({**record, **hostile[0][0]}))
+    assert resumed(store, "reset").tasks() == set()
+    assert checkpoints(backend) == {}
 
 
 def test_a_record_of_a_newer_format_is_an_error_everywhere(

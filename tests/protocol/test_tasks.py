@@ -106,6 +106,24 @@ def test_so_are_a_bad_name_an_explicit_fingerprint_and_more_than_a_record_holds(
         resume(store, "wf", hundreds, on_input_change="reset", tasks={"a": Task()})
 
 
+def test_a_reuse_whose_keys_have_no_room_beside_those_that_it_reads_changes_nothing() -> None:
+    store = CheckpointStore("memory://many-tasks")
+    tasks = {f"task {number}": Task(version=number) for number in range(600)}
+    run = resume(store, "wf", {"day": 1}, on_input_change="raise", tasks=tasks)
+    run.write("task 0", b"old")
+    with pytest.raises(InvalidTaskError, match=r"1200 different keys .* declare tasks alike"):
+        resume(store, "wf", {"day": 2}, on_input_change="reuse", tasks=tasks)
+    assert run.is_current()
+    assert store.collect("wf") == 0
+    again = resume(store, "wf", {"day": 1}, on_input_change="raise", tasks=tasks)
+    assert again.read_many() == {"task 0": b"old"}
+    few = {name: tasks[name] for name in ("task 0", "task 1")}
+    reused = resume(store, "wf", {"day": 2}, on_input_change="reuse", tasks=few)
+    assert reused.read_many() == {"task 0": b"old"}
+    assert resume(store, "wf", {"day": 2}, on_input_change="reset", tasks=tasks).tasks() == set()
+    store.clear("wf")
+
+
 def test_the_order_is_one_in_which_the_tasks_can_be_computed() -> None:
     assert list(check_tasks(dict(reversed(TASKS.items())), INPUTS)) == list(TASKS)
 
