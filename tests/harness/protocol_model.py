@@ -34,7 +34,7 @@ from checkpoint_store._tasks import Declared, Task, declared
 
 from .mutations import DETACH
 from .protocol_search import Rules, Search, System, Variant
-from .protocol_steps import COMMON, WORKFLOW, Change, Code, Worker, number, origin_of
+from .protocol_steps import COMMON, WORKFLOW, Change, Code, Worker, digests_of, number, origin_of
 
 # The programs, which use the library as an application does
 
@@ -44,8 +44,7 @@ def declarer(code: Code, inputs: str, policy: str, version: str = "") -> Steps[A
 
     `inputs` are two letters, one for each of `a` and `b`.
     """
-    digests = {"a": inputs[0], "b": inputs[1]}
-    given = _given(inputs, version)
+    given, digests = _given(inputs, version), digests_of(inputs)
     run = yield from code.resume.resuming(code.store, WORKFLOW, inputs, digests, policy, given)
     run = Worker(run, given.keys)
     for task in given.tasks:
@@ -57,7 +56,7 @@ def declarer(code: Code, inputs: str, policy: str, version: str = "") -> Steps[A
 @cache
 def _given(inputs: str, version: str) -> Declared:
     tasks = {"x": Task(uses=["a"], version=version), "y": Task(uses=["b"], after=["x"])}
-    return declared(tasks, {"a": inputs[0], "b": inputs[1]})
+    return declared(tasks, digests_of(inputs) or {})
 
 
 def worker(code: Code, inputs: str, policy: str, tasks: str) -> Steps[Any]:
@@ -221,16 +220,20 @@ KEEPS_MIXED = Variant(
     ]
 )
 KEYS_AS_TOKENS = Variant(
-    Rules(versions_return=True),
-    [
-        *NO_NONCE.changes,
-        Change(
-            "_record",
-            "(kept or {}).get(key) or secrets.token_hex(8) for",
-            "f'f{key[:15]}' for",
-        ),
-    ],
+    changes=[
+        Change("_record", "(kept or {}).get(key) or secrets.token_hex(8) for", "f'f{key[:15]}' for")
+    ]
 )
+# A version of the record to which keys were added has the token of the version before.
+KNOWN_BY_TOKEN = Variant(
+    changes=[
+        Change("_protocol", "sent.get(found.nonce)", "sent.get(found.token)"),
+        Change("_protocol", "sent[record.nonce] = found", "sent[record.token] = found"),
+        Change("_protocol", "sent[again.nonce] = found", "sent[again.token] = found"),
+        Change("_protocol", "return sent[record.nonce]", "return sent[record.token]"),
+    ]
+)
+FORGETS_KEYS = Variant(changes=[Change("_record", "tasks={**record.tasks, **new}", "tasks=new")])
 COMPARES_NO_KEYS = Variant(
     changes=[
         Change(
@@ -278,6 +281,7 @@ AX, AY = (declarer, "AX", "reset"), (declarer, "AY", "reset")
 BX, BX_REUSE = (declarer, "BX", "reset"), (declarer, "BX", "reuse")
 AX_NEWER = (declarer, "AX", "reset", "2")
 AX_RAISE = (declarer, "AX", "raise")
+AX_BEGINS, AX_NONE = (worker, "AX", "reset", ""), (worker, "AX", "reset", "xy")
 
 DESIGN = {
     "reset, two processes": System([A, B], lives=(3, 3)),
@@ -302,7 +306,7 @@ DESIGN = {
     "tasks, reuse and reset": System([AX, BX_REUSE, AY]),
     "tasks, reuse, raise, collect": System([AX, BX_REUSE, AX_RAISE, COLLECT]),
     "tasks, clear": System([AX, AY, CLEAR]),
-    "tasks, and none": System([AX, (worker, "AX", "reset", "xy")], lives=(2, 2)),
+    "tasks, and none": System([AX, AX_NONE], lives=(2, 2)),
 }
 
 LARGE = {
@@ -355,8 +359,10 @@ TASKS_WRONG = {
     "keeping the keys of a mixture": System([AX, BX_REUSE, BX], KEEPS_MIXED, timeouts=0),
     "keeping tokens without comparing keys": System([AX, BX], COMPARES_NO_KEYS, timeouts=0),
     "an overlay of keys in place": System([AX, BX_REUSE, AX], OVERLAYS_IN_PLACE, timeouts=0),
-    "tokens derived from keys, and no nonce": System(
-        [AX, BX, AX, COLLECT], KEYS_AS_TOKENS, timeouts=0
+    "forgetting keys where others are added": System([AX, AX_NEWER], FORGETS_KEYS, timeouts=0),
+    "tokens derived from keys": System([AX, BX, AX, COLLECT], KEYS_AS_TOKENS, timeouts=0),
+    "knowing one's own record by its token": System(
+        [AX_BEGINS, AX, AX_NEWER], KNOWN_BY_TOKEN, timeouts=0
     ),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, zip_longest
+from itertools import combinations, count, takewhile, zip_longest
 from typing import Any, NamedTuple
 
 from checkpoint_store import CheckpointStoreError
@@ -88,7 +88,8 @@ class Storage(NamedTuple):
     """What is stored, and which requests may still take effect.
 
     `promised` has the task and token of every write that returned, as long as the record refers to
-    its generation. A reset or a clear ends these promises, but a reuse does not.
+    its generation. A reset or a clear ends these promises, but neither does a reuse nor a record
+    that gets more keys.
     """
 
     record: Record | None = None
@@ -107,7 +108,10 @@ class Storage(NamedTuple):
             # A late swap against a version that is gone can never take effect.
             late = tuple(r for r in late if r[0] != "swap" or r[1] in (None, record))
         promised = self.promised
-        if record is None or record.base is None:
+        is_same = (
+            self.record is not None and record is not None and record.token == self.record.token
+        )
+        if record is None or (record.base is None and not is_same):
             promised = frozenset(promise for promise in promised if after.live(promise[1]))
         return after._replace(late=late, promised=promised)
 
@@ -149,21 +153,24 @@ def apply(rules: Rules, page: int, storage: Storage, request: Request) -> list[t
 
 
 def drawn(request: Request, number: int) -> Request:
-    """The request with its numbers, which are chosen when it is sent: this and the next one."""
+    """The request with its numbers, which are chosen when it is sent: this and the next ones."""
+    chosen = {name: number + place for place, name in enumerate((NEW, *NEXT))}
 
     def numbered(value: Any) -> Any:
         if isinstance(value, tuple):
             items = map(numbered, value)
             return type(value)(*items) if isinstance(value, Record) else tuple(items)
-        return {NEW: number, NEXT: number + 1}.get(value, value)
+        return chosen.get(value, value)
 
     return (*request[:2], numbered(request[2])) if request[0] == "swap" else request
 
 
 def swapped(record: Record, outcome: str) -> Swapped:
     """The reply to a swap that has just been sent."""
-    further = record.nonce + 1 if isinstance(record.nonce, int) else GONE
-    return Swapped(record.nonce, outcome, further if further in record.live else GONE)
+    if not isinstance(record.nonce, int):
+        return Swapped(record.nonce, outcome)
+    further = takewhile(record.live.__contains__, count(record.nonce + 1))
+    return Swapped(record.nonce, outcome, tuple(further))
 
 
 def broken(storage: Storage, run: Run | None) -> str | None:
@@ -174,7 +181,7 @@ def broken(storage: Storage, run: Run | None) -> str | None:
     there = {(file.task, file.token) for file in storage.files}
     for task, token in storage.promised:
         if not storage.live(token):
-            return f"LOST: {task} was written in generation {token}, which a reuse gave up"
+            return f"LOST: {task} was written in generation {token}, which no reset gave up"
         if (task, token) not in there:
             return f"LOST: {task} was written in generation {token}, which is live"
     if run is None:
@@ -183,7 +190,8 @@ def broken(storage: Storage, run: Run | None) -> str | None:
     for file in storage.files:
         origin, tokens = declared.get(file.task, (run.origin, (run.token,)))
         if origin != MIXED and file.token in tokens and file.origin != origin:
-            return f"STALE: a run with inputs {origin} finds {file.task} from {file.origin}"
+            other = _shown(file.origin)
+            return f"STALE: a run with inputs {_shown(origin)} finds {file.task} from {other}"
     return None
 
 
@@ -415,7 +423,7 @@ class Search:
         before = [None, *(reply.outcome for reply in swaps)]
         self.code.begin(
             [
-                (swap.nonce, swap.further)
+                (swap.nonce, *swap.further)
                 for swap, last in zip(swaps, before, strict=False)
                 if last is not AGAIN
             ]
@@ -510,13 +518,23 @@ def _bits(value: object) -> int:
 
 
 def _words(value: Any) -> str:
-    """Describes a value: a record as inputs@token+base, a file as task@token=origin."""
+    """Describes a value: a record as inputs@token+base, a file as task@token=origin.
+
+    After a record stand the beginnings of its keys, each with the token.
+    """
     if isinstance(value, Record):
-        return f"{value.inputs}@{value.token}" + ("" if value.base is None else f"+{value.base}")
+        base = "" if value.base is None else f"+{value.base}"
+        keys = (f" {key[:4]}:{token}" for key, token in (*value.tasks, *value.base_tasks))
+        return f"{value.inputs}@{value.token}{base}" + "".join(keys)
     if isinstance(value, File):
-        return f"{value.task}@{value.token}={value.origin}"
+        return f"{value.task}@{value.token}={_shown(value.origin)}"
     if isinstance(value, Swapped):
         return value.outcome
     if isinstance(value, tuple):
         return " ".join(map(_words, value)) or "nothing"
     return "nothing" if value is None else str(value)
+
+
+def _shown(origin: str) -> str:
+    """An origin for people: of a key its beginning."""
+    return origin if len(origin) < 64 else origin[:4]

@@ -47,12 +47,12 @@ DONE, REFUSED = "done", "refused"
 ERROR = "error"  # The request timed out, and nobody knows whether it takes effect.
 AGAIN = "again"  # The request timed out, and the client of the storage sends it once more.
 
-# Tokens and nonces are numbers to the search and 16 digits to the code. These three are no numbers
-# but names, and are never renamed.
+# Tokens and nonces are numbers to the search and 16 digits to the code. These are no numbers but
+# names, and are never renamed.
 NEW = "f" * 16  # One that is drawn but not sent yet. Its number is chosen when it is sent.
 GONE = "f" * 15 + "0"  # That of a swap that was refused, which never comes into a record.
 COMMON = "f" * 15 + "1"  # It stands in the keys of a variant whose keys have no token.
-NEXT = "f" * 15 + "2"  # As NEW, for all further tokens of the same swap.
+NEXT = tuple("f" * 15 + digit for digit in "2345")  # As NEW, for more tokens of the same swap.
 
 
 class Record(NamedTuple):
@@ -101,7 +101,7 @@ class Swapped(NamedTuple):
 
     nonce: int | str
     outcome: str
-    further: int | str = GONE
+    further: tuple[int | str, ...] = ()
 
 
 Request = tuple[Any, ...]
@@ -128,23 +128,22 @@ def text(token: int | str) -> str:
 class Supply:
     """Takes the place of `secrets`.
 
-    The token and the nonce of a record may be the same number, because they are never compared. So
-    may all tokens but the first that come into the record together: they are those of keys, of
-    which no two belong to one task.
+    The first token and the nonce of a record may be the same number, because they are never
+    compared.
     """
 
     def __init__(self) -> None:
-        self.numbers: list[tuple[int | str, int | str]] = []
+        self.numbers: list[Sequence[int | str]] = []
         self._drawn = 0
 
     def token_hex(self, size: int) -> str:
-        first, further = self.numbers[0] if self.numbers else (NEW, NEXT)
+        numbers = self.numbers[0] if self.numbers else (NEW, *NEXT)
         if size == 16:  # This is the nonce, which is drawn last.
             self._drawn = 0
             del self.numbers[:1]
-            return text(first)
+            return text(numbers[0])
         self._drawn += 1
-        return text(first if self._drawn == 1 else further)
+        return text(numbers[self._drawn - 1] if self._drawn <= len(numbers) else GONE)
 
 
 class Code:
@@ -172,8 +171,8 @@ class Code:
             if hasattr(module, "logger"):
                 module.logger = logging.Logger("unheard", logging.CRITICAL)
 
-    def begin(self, numbers: Sequence[tuple[int | str, int | str]]) -> None:
-        """Makes a new store for another process. It draws these numbers first."""
+    def begin(self, numbers: Sequence[Sequence[int | str]]) -> None:
+        """Makes a new store for another process. It draws these numbers first, those for a swap."""
         self._supply.numbers = list(numbers)
         self.filesystem = SimpleNamespace(
             conditional_writes=self._conditional, caveat=None, warned=True
@@ -193,7 +192,9 @@ class Code:
 
 def digests_of(inputs: str | None) -> dict[str, str] | None:
     """The digests of the inputs `a` and `b`, if these inputs are two letters."""
-    return dict(zip("ab", inputs, strict=True)) if inputs and len(inputs) == 2 else None
+    if inputs is None or len(inputs) != 2:
+        return None
+    return {name: f"{ord(letter):064x}" for name, letter in zip("ab", inputs, strict=True)}
 
 
 def abstract(record: Any) -> Record:

@@ -52,6 +52,7 @@ from ..harness.protocol_steps import (
     Code,
     File,
     Swapped,
+    Worker,
     calls,
     number,
     origin_of,
@@ -80,9 +81,52 @@ SHORTEST = {
     "keeping the keys of a mixture": ("STALE", 10),
     "keeping tokens without comparing keys": ("STALE", 7),
     "an overlay of keys in place": ("STALE", 6),
-    "tokens derived from keys, and no nonce": ("LOST", 17),
+    "forgetting keys where others are added": ("LOST", 6),
+    "tokens derived from keys": ("LOST", 17),
+    "knowing one's own record by its token": ("FORGOTTEN", 7),
 }
 ALL_WRONG = {**WRONG, **ALSO_WRONG, **TASKS_WRONG}
+
+
+# What is wrong in the end, and the last step. Keys are shown by their beginnings.
+REASONS = {
+    "tasks, reading the record before listing": (
+        "LOST: y was written in generation 6, which is live",
+        "2 declarer(AY, reset) delete y 6 -> done",
+    ),
+    "collecting the keys of tasks": (
+        "LOST: x was written in generation 1, which is live",
+        "2 collector() delete x 1 -> done",
+    ),
+    "collecting the keys of the base": (
+        "LOST: x was written in generation 1, which is live",
+        "3 collector() delete x 1 -> done",
+    ),
+    "keeping the keys of a mixture": (
+        "STALE: a run with inputs 7fca finds x from mixed",
+        "3 declarer(BX, reset) list -> nothing",
+    ),
+    "keeping tokens without comparing keys": (
+        "STALE: a run with inputs 7fca finds x from 74c5",
+        "2 declarer(BX, reset) list -> nothing",
+    ),
+    "an overlay of keys in place": (
+        "STALE: a run with inputs 74c5 finds x from mixed",
+        "2 declarer(BX, reuse) put x@1=mixed -> done",
+    ),
+    "forgetting keys where others are added": (
+        "LOST: x was written in generation 1, which no reset gave up",
+        "2 declarer(AX, reset, 2) swap AX@0 74c5:1 c87f:2 AX@0 cac3:3 a37a:4 -> done",
+    ),
+    "tokens derived from keys": (
+        "LOST: x was written in generation f74c5c0dfe50f3e6, which is live",
+        "4 collector() delete x f74c5c0dfe50f3e6 -> done",
+    ),
+    "knowing one's own record by its token": (
+        "FORGOTTEN: no record names a generation of x",
+        "3 declarer(AX, reset, 2) read -> AX@0 74c5:1 c87f:2",
+    ),
+}
 
 
 @pytest.mark.slow
@@ -102,6 +146,12 @@ def test_a_wrong_variant_is_found_wrong(name: str) -> None:
     assert found.wrong is not None
     assert found.wrong.startswith(promise)
     assert len(found.trace) <= steps
+
+
+@pytest.mark.parametrize("name", TASKS_WRONG)
+def test_a_wrong_variant_of_declared_tasks_is_wrong_for_its_own_reason(name: str) -> None:
+    found = Search(TASKS_WRONG[name]).explore(merge=False)
+    assert (found.wrong, found.trace[-1]) == REASONS[name]
 
 
 @pytest.mark.parametrize("name", ALL_WRONG)
@@ -226,6 +276,7 @@ class Story(NamedTuple):
 XYZ = "xyz"
 A_THREE, B_THREE = (model.worker, "A", "reset", XYZ), (model.worker, "B", "reset", XYZ)
 A_LABEL = (model.labeller, "A", XYZ)
+AX, AY, BX, BX_REUSE = model.AX, model.AY, model.BX, model.BX_REUSE
 
 OPERATIONS: dict[str, list[Step]] = {
     "start": [Step(A)],
@@ -247,6 +298,16 @@ OPERATIONS: dict[str, list[Step]] = {
     "clear again": [Step(A_THREE), Step(CLEAR, "delete", "failed"), Step(CLEAR)],
     "label what is there": [Step(A_LABEL)],
     "label, the same again": [Step(LABEL), Step(LABEL)],
+    "start, with declared tasks": [Step(AX)],
+    "continue, with declared tasks": [Step(AX), Step(AX)],
+    "continue, with tasks declared late": [Step(model.AX_NONE), Step(AX)],
+    "continue, with another version": [Step(AX), Step(model.AX_NEWER)],
+    "reset of one task": [Step(AX), Step(AY)],
+    "reset of all tasks": [Step(AX), Step(BX)],
+    "reuse, with declared tasks": [Step(AX), Step(BX_REUSE)],
+    "reuse what was reused, with declared tasks": [Step(AX), Step(BX_REUSE), Step(BX_REUSE)],
+    "reset what was reused, with declared tasks": [Step(AX), Step(BX_REUSE), Step(BX)],
+    "collect, all live, with declared tasks": [Step(AX), Step(BX_REUSE), Step(COLLECT)],
     **{
         f"{name}, {verb} {fault}": [*earlier, Step(program, verb, fault)]
         for name, earlier, program, verb, faults in [
@@ -257,6 +318,8 @@ OPERATIONS: dict[str, list[Step]] = {
             ("start", [], A_THREE, "put", ("lost", "failed")),
             ("clear", [Step(A_THREE)], CLEAR, "detach", ("lost", "failed")),
             ("clear", [Step(A_THREE)], CLEAR, "delete", ("lost", "failed")),
+            ("reset of one task", [Step(AX)], AY, "swap", ("lost", "failed", "refused")),
+            ("another version", [Step(AX)], model.AX_NEWER, "swap", ("lost", "failed", "refused")),
         ]
         for fault in faults
     },
@@ -279,7 +342,7 @@ def over_the_model(steps: Sequence[Step]) -> Story:
     """The story of the last step, each having the storage to itself."""
     code, storage = Code(), Storage()
     for index, (program, faulty, fault) in enumerate(steps):
-        code.begin([(new, new + 1) for new in range(20 * index, 20 * index + 20, 2)])
+        code.begin([range(new, new + 3) for new in range(30 * index, 30 * index + 30, 3)])
         requests: list[str] = []
         driven = calls(program[0](code, *program[1:]))
         listed: set[Any] = set()
@@ -339,13 +402,15 @@ def ended() -> Iterator[list[Any]]:
 
 def story(requests: list[str], end: list[Any], record: Any, files: Collection[File]) -> Story:
     """Tokens are told by what they are to the record."""
-    live = record[1:3] if record else ()
-    ranks = {token: rank for rank, token in enumerate(live, 1)}
+    keys = record and [dict(record.tasks), dict(record.base_tasks)]
+    live = keys and [[record.token], [record.base], *(tokens.values() for tokens in keys)]
+    ranks = {token: rank for rank, tokens in enumerate(live or (), 1) for token in tokens}
     [value] = end
+    run = value.run if isinstance(value, Worker) else value
     return Story(
         requests,
-        origin_of(value) if hasattr(value, "decision") else type(value).__name__,
-        record and (record.inputs, record.base is not None),
+        origin_of(run) if hasattr(run, "decision") else type(run).__name__,
+        record and (record.inputs, record.base is not None, *map(sorted, keys)),
         sorted((file.task, file.origin, ranks.get(file.token, 0)) for file in files),
     )
 
