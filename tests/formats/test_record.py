@@ -577,6 +577,14 @@ def test_keys_that_nobody_declares_make_room() -> None:
         encode_record(overlay(full, KEYS[600:], KEYS[:600]))
 
 
+def test_keys_stay_where_others_are_added() -> None:
+    first = new_record("orders", "v1", {}, KEYS[:2])
+    laid = overlay(first, KEYS[1:3])
+    assert with_keys(first, KEYS[1:4]).tasks.items() > first.tasks.items()
+    assert with_keys(laid, KEYS[1:4]).tasks.items() > laid.tasks.items()
+    assert with_keys(laid, KEYS[1:4]).base_tasks == first.tasks
+
+
 def test_every_version_has_a_nonce_of_its_own() -> None:
     first = new_record("orders", "v1", {}, KEYS[:1])
     versions = [first, with_keys(first, KEYS[:2]), overlay(first, KEYS[:2]), label(first, "v2")]

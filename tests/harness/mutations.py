@@ -437,13 +437,18 @@ MUTATIONS = {
         RECORD, "if base_tasks and record.base is None:", "if False:", RECORDS, "twice"
     ),
     "what is under a key is garbage": one(
-        RECORD, "*self.tasks.values(), *self.base_tasks", "*self.base_tasks", PARTIAL_RESETS
+        RECORD,
+        "*self.tasks.values(), *self.base_tasks",
+        "*self.base_tasks",
+        PARTIAL_RESETS,
+        "memory",
     ),
     "what is under a key of the base is garbage": one(
         RECORD,
         "*self.tasks.values(), *self.base_tasks.values()",
         "*self.tasks.values()",
         PARTIAL_REUSE,
+        "memory",
     ),
     "a reset keeps what a reuse has mixed": one(
         RECORD,
@@ -457,12 +462,14 @@ MUTATIONS = {
         "kept = found.pure if isinstance(found, Record) else {}",
         "kept = dict(zip(keys, found.pure.values())) if isinstance(found, Record) else {}",
         PARTIAL_RESETS,
+        "memory",
     ),
     "a reuse reads another version": one(
         POLICY,
         "older = {} if record.base is None else given.keys_of(record.inputs)",
         "older = dict(zip(given.tasks, record.base_tasks))",
         PARTIAL_REUSE,
+        "memory",
     ),
     "what is declared makes room": one(
         RECORD, "if key in needed", "if key not in needed", RECORDS, "room"
@@ -482,6 +489,52 @@ MUTATIONS = {
     ),
     "the first of the dependents goes first": one(
         TASKS, "reversed(list(after))", "list(after)", TASK_TESTS, "dependents"
+    ),
+    "a key may stand in both": one(
+        RECORD, "if tasks.keys() & base_tasks.keys():", "if False:", RECORDS, "twice"
+    ),
+    "anything may be a key": one(
+        RECORD, " or not all(map(_DIGEST.fullmatch, tokens))", "", RECORDS, "hostile and key"
+    ),
+    "keys are added without a new nonce": one(
+        RECORD,
+        "tasks={**record.tasks, **new}, nonce=secrets.token_hex(16), updated",
+        "tasks={**record.tasks, **new}, updated",
+        RECORDS,
+        "nonce",
+    ),
+    "keys are forgotten where others are added": one(
+        RECORD, "tasks={**record.tasks, **new}", "tasks=new", RECORDS, "stay"
+    ),
+    "a reuse writes under the token of the base": one(
+        POLICY,
+        'all_tokens = tokens[key], record.base_tasks.get(pair[1] or "")',
+        'all_tokens = record.base_tasks.get(pair[1] or ""), tokens[key]',
+        PARTIAL_REUSE,
+        "memory",
+    ),
+    "tasks of a mixture are opened without its inputs": one(
+        POLICY,
+        "found.inputs is None or found.base is not None:",
+        "found.inputs is None:",
+        PARTIAL_RESETS,
+        "not_known and memory",
+    ),
+    "tasks may come after one another in a circle": one(
+        TASKS, "for name in order.static_order()}", "for name in tasks}", TASK_TESTS, "refused"
+    ),
+    "a task may use an input that is not there": one(
+        TASKS, "if used not in inputs:", "if False:", TASK_TESTS, "refused"
+    ),
+    "a task that does not say what it uses uses nothing": one(
+        TASKS, "inputs.keys() if task.uses is None", "() if task.uses is None", TASK_TESTS, "uses"
+    ),
+    "more keys than a record holds are noticed late": one(
+        "_resume.py",
+        "    encode_record(new_record(workflow_id, current, digests, given.keys.values()))\n",
+        "",
+        TASK_TESTS,
+        "more_than",
     ),
     "a record with tasks is of version 1": one(
         RECORD, '"checkpoint_store": 2, **inputs', "**inputs", RECORDS, "version"

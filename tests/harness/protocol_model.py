@@ -307,6 +307,8 @@ DESIGN = {
     "tasks, reuse, raise, collect": System([AX, BX_REUSE, AX_RAISE, COLLECT]),
     "tasks, clear": System([AX, AY, CLEAR]),
     "tasks, and none": System([AX, AX_NONE], lives=(2, 2)),
+    "tasks, pages of two": System([AX, AY, COLLECT], lives=(2,), page=2),
+    "tasks, two late requests": System([AX, AY, AX], timeouts=2),
 }
 
 LARGE = {

@@ -25,17 +25,26 @@ def keys(tasks: Mapping[str, Task] = TASKS, **changes: str) -> Mapping[str, str]
     return declared(tasks, {**INPUTS, **changes}).keys
 
 
-# The digests are those that sha256sum gives of the texts that FORMATS.md shows.
+# The digests were made by sha256sum of such texts as FORMATS.md shows: that of "day" is the one of
+# {"after":{},"uses":{"day":"dd…dd"},"version":null}, in which "dd…dd" has 64 letters.
 def test_keys_are_what_they_have_always_been() -> None:
     tasks = {
-        "extract": Task(uses=["day"]),
-        "train": Task(uses=["lr"], after=["extract"], version=2),
-        "all": Task(uses=["day"], after=["train"], version=[1, True]),
+        "day": Task(uses=["day"]),
+        "text": Task(uses=["day"], version="2"),
+        "number": Task(uses=["day"], version=3),
+        "after": Task(uses=["lr"], after=["day"]),
+        "all": Task(),
+        "ä b": Task(uses=["day"]),
+        "names": Task(uses=["colour"], after=["ä b"], version="é"),
     }
     assert keys(tasks) == {
-        "extract": "16494c97dd65199eafe1523df6cfe733051941e2f7813bf6ff4003e720457406",
-        "train": "2f95e9d440c3c2152242412da9714e0d0abec18b403dc1d6ef228c2eecd07af0",
-        "all": "89a0f2219f691c65021f005de9b2f45a800fe7c7f37317ed56954fea8fa7c72e",
+        "day": "16494c97dd65199eafe1523df6cfe733051941e2f7813bf6ff4003e720457406",
+        "text": "0cc2e39fbea851f87b4fdd55986253cf8bd8147485dc1e64776d4069fad3f937",
+        "number": "6f46aa0e4842b184101cfa4f645ca68500f94b11f02d79a49b20398f3eb65e55",
+        "after": "b9b776053de237c477964c3691083c1fb602d447c5f196d1b7edb1729144962f",
+        "all": "c798a7837769ff729ef6fcd4b867ce6b487b1fa742e43d8d2eac711aff60cfcc",
+        "ä b": "16494c97dd65199eafe1523df6cfe733051941e2f7813bf6ff4003e720457406",
+        "names": "5586da7a9a5c1e59d23c725024c4f13a967a2831ed637285b1acbbea9b5c5d39",
     }
 
 
