@@ -279,7 +279,7 @@ CLEAR, COLLECT = (clearer,), (collector,)
 
 AX, AY = (declarer, "AX", "reset"), (declarer, "AY", "reset")
 BX, BX_REUSE = (declarer, "BX", "reset"), (declarer, "BX", "reuse")
-AX_NEWER = (declarer, "AX", "reset", "2")
+AX_NEWER, BX_REUSE_NEWER = (declarer, "AX", "reset", "2"), (declarer, "BX", "reuse", "2")
 AX_RAISE = (declarer, "AX", "raise")
 AX_BEGINS, AX_NONE = (worker, "AX", "reset", ""), (worker, "AX", "reset", "xy")
 
@@ -305,6 +305,7 @@ DESIGN = {
     "tasks, there and back": System([AX, AY, AX]),
     "tasks, reuse and reset": System([AX, BX_REUSE, AY]),
     "tasks, reuse, raise, collect": System([AX, BX_REUSE, AX_RAISE, COLLECT]),
+    "tasks, reuse of two versions": System([AX, BX_REUSE, BX_REUSE_NEWER]),
     "tasks, clear": System([AX, AY, CLEAR]),
     "tasks, and none": System([AX, AX_NONE], lives=(2, 2)),
     "tasks, pages of two": System([AX, AY, COLLECT], lives=(2,), page=2),
