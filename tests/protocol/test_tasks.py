@@ -17,7 +17,7 @@ from checkpoint_store import (
 )
 from checkpoint_store._changes import InputChange
 from checkpoint_store._fingerprint import input_digests
-from checkpoint_store._tasks import check_tasks, declared, reasons, task_keys, with_dependents
+from checkpoint_store._tasks import check_tasks, declared, reasons, with_dependents
 
 from ..harness.contract import untouchable
 
