@@ -94,6 +94,8 @@ def check_tasks(tasks: object, inputs: Collection[str], ignore: Collection[str] 
                 _unknown(
                     f"task {name!r} comes after {other!r}, which is not declared", other, tasks
                 )
+    if _is_ordered(tasks):
+        return dict(tasks)
     try:
         order = TopologicalSorter({name: task.after for name, task in tasks.items()})
         return {name: tasks[name] for name in order.static_order()}
@@ -107,27 +109,32 @@ def check_tasks(tasks: object, inputs: Collection[str], ignore: Collection[str] 
 def task_keys(tasks: Tasks, inputs: Mapping[str, str]) -> dict[str, str]:
     """The key of each task, for inputs with these digests. Inputs that are missing are left out."""
     keys: dict[str, str] = {}
-    alike: dict[
-        int, str
-    ] = {}  # By the identity of the declaration, which may be that of many tasks.
+    known: dict[object, str] = {}
     for name, task in tasks.items():
-        if id(task) in alike:
-            keys[name] = alike[id(task)]
-            continue
-        used = inputs.keys() if task.uses is None else inputs.keys() & set(task.uses)
-        text = {
-            "after": {other: keys[other] for other in task.after},
-            "uses": {other: inputs[other] for other in used},
-            "version": task.version,
-        }
-        try:
-            keys[name] = alike[id(task)] = input_digests({"key": text})["key"]
-        except FingerprintError as error:
-            raise InvalidTaskError(
-                f"the version of task {name!r} has no fingerprint ({error.reason}): pass a number, "
-                "a text or a digest"
-            ) from error
+        uses = None if task.uses is None else frozenset(task.uses)
+        # A version is known by identity: equal ones may have different digests, as 1 and True have.
+        declaration = uses, frozenset(task.after), id(task.version)
+        if declaration not in known:
+            known[declaration] = _key(name, task, inputs, keys)
+        keys[name] = known[declaration]
     return keys
+
+
+def _key(name: str, task: Task, inputs: Mapping[str, str], keys: Mapping[str, str]) -> str:
+    """The key of one task, after those of the tasks that it reads from."""
+    used = inputs.keys() if task.uses is None else inputs.keys() & set(task.uses)
+    text = {
+        "after": {other: keys[other] for other in task.after},
+        "uses": {other: inputs[other] for other in used},
+        "version": task.version,
+    }
+    try:
+        return input_digests({"key": text})["key"]
+    except FingerprintError as error:
+        raise InvalidTaskError(
+            f"the version of task {name!r} has no fingerprint ({error.reason}): pass a number, "
+            "a text or a digest"
+        ) from error
 
 
 def reasons(
@@ -167,6 +174,16 @@ def with_dependents(after: Mapping[str, Collection[str]], name: str) -> list[str
         if not found.isdisjoint(before):
             found.add(other)
     return [other for other in reversed(list(after)) if other in found]
+
+
+def _is_ordered(tasks: Tasks) -> bool:
+    """Whether each task stands after those that it reads from already, so that none is to move."""
+    before: set[str] = set()
+    for name, task in tasks.items():
+        if not before.issuperset(task.after):
+            return False
+        before.add(name)
+    return True
 
 
 def _names(task: str, what: str, names: Iterable[str]) -> Iterable[str]:

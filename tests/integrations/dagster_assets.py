@@ -6,10 +6,12 @@
     tasks = tasks_of(assets)
     run = resume(store, "report", inputs, on_input_change="reset", tasks=tasks)
     io = {"io_manager": RunIOManager(run)}
-    materialize(assets, selection=missing(run, assets), resources=io)
+    if selection := missing(run, assets):
+        materialize(assets, selection=selection, resources=io)
 
 Dagster knows which assets an asset comes after and its code version, and not which inputs it reads,
-as from its configuration: `metadata` says it, and one without `uses` depends on all inputs.
+as from its configuration: `metadata` says it, and one without `uses` depends on all inputs. What
+returns nothing is never stored, and of partitioned assets each partition would need a run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +22,7 @@ from checkpoint_store import Run, Task
 
 
 def name_of(key: AssetKey) -> str:
-    return key.to_user_string()
+    return key.to_escaped_user_string()
 
 
 def tasks_of(assets: Iterable[AssetsDefinition]) -> dict[str, Task]:
@@ -48,6 +50,8 @@ class RunIOManager(IOManager):
         self._run = run
 
     def handle_output(self, context: OutputContext, obj: object) -> None:
+        if context.has_asset_partitions:
+            raise ValueError("partitions of an asset would share one checkpoint")
         self._run.dump(name_of(context.asset_key), obj)
 
     def load_input(self, context: InputContext) -> object:

@@ -14,7 +14,13 @@ from checkpoint_store import CheckpointNotFoundError, CheckpointStore, resume
 if importlib.util.find_spec("dagster") is None:
     pytest.skip("needs the extra integrations", allow_module_level=True)
 
-from dagster import AssetsDefinition, DagsterInstance, asset, materialize
+from dagster import (
+    AssetsDefinition,
+    DagsterInstance,
+    StaticPartitionsDefinition,
+    asset,
+    materialize,
+)
 
 from .dagster_assets import RunIOManager, missing, tasks_of
 
@@ -104,3 +110,19 @@ def test_what_was_never_stored_is_an_error_to_dagster(
         raise_on_error=False,
     )
     assert not done.success
+
+
+def test_a_partitioned_asset_is_refused(tmp_path: Path, instance: DagsterInstance) -> None:
+    @asset(partitions_def=StaticPartitionsDefinition(["a", "b"]))
+    def part() -> int:
+        return 1
+
+    run = CheckpointStore(tmp_path / "store").run("report")
+    with pytest.raises(Exception, match="would share one checkpoint"):
+        materialize(
+            [part],
+            resources={"io_manager": RunIOManager(run)},
+            instance=instance,
+            partition_key="a",
+        )
+    assert run.tasks() == set()

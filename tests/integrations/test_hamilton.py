@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from checkpoint_store import CheckpointStore, resume
+from checkpoint_store import CheckpointStore, InvalidTaskError, resume
 
 if importlib.util.find_spec("hamilton") is None:
     pytest.skip("needs the extra integrations", allow_module_level=True)
 
 from hamilton import ad_hoc_utils, driver
+from hamilton.execution import executors
+from hamilton.htypes import Collect, Parallelizable
 
 from .hamilton_nodes import RunNodes, tasks_of
 
@@ -130,3 +132,37 @@ def test_hamiltons_own_cache_computes_the_same_nodes_again(tmp_path: Path) -> No
             assert set(expected) <= set(found)
     assert executed(ours, module, colour=Colour("red"))[1] == ["loaded", "trained", "plot"]
     assert executed(ours, module, colour=Colour("red"))[1] == []
+
+
+def test_what_would_be_stored_wrongly_is_refused(tmp_path: Path) -> None:
+    store, module = CheckpointStore(tmp_path), pipeline()
+    graph = driver.Builder().with_modules(module).with_config({"rate": 2.0}).build()
+    tasks = tasks_of(graph, {"day": "d"})
+    with pytest.raises(InvalidTaskError, match="uses the input 'rate', which is not"):
+        resume(store, "model", {"day": "d"}, on_input_change="reset", tasks=tasks)
+    builder = driver.Builder().with_modules(module).with_adapters(RunNodes(store.run("model")))
+    with pytest.raises(ValueError, match="overrides"):
+        builder.build().execute(["plot"], inputs=INPUTS, overrides={"trained": 5})
+    assert store.run("model").tasks() == set()
+
+
+def numbers() -> Parallelizable[int]:
+    yield from (1, 2, 3)
+
+
+def squared(numbers: int) -> int:
+    return numbers**2
+
+
+def squares(squared: Collect[int]) -> int:
+    return sum(squared)
+
+
+def test_branches_of_a_parallel_block_never_share_a_checkpoint(tmp_path: Path) -> None:
+    module = ad_hoc_utils.create_temporary_module(numbers, squared, squares)
+    run = CheckpointStore(tmp_path).run("parallel")
+    builder = driver.Builder().enable_dynamic_execution(allow_experimental_mode=True)
+    parallel = builder.with_modules(module).with_adapters(RunNodes(run))
+    parallel = parallel.with_remote_executor(executors.SynchronousLocalTaskExecutor())
+    assert parallel.build().execute(["squares"]) == {"squares": 14}
+    assert run.tasks() == set()

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from checkpoint_store import CheckpointStore, InvalidNameError, InvalidTaskError, Task, resume
+from checkpoint_store import (
+    CheckpointStore,
+    InvalidNameError,
+    InvalidTaskError,
+    Task,
+    _tasks,
+    resume,
+)
 from checkpoint_store._changes import InputChange
+from checkpoint_store._fingerprint import input_digests
 from checkpoint_store._tasks import check_tasks, declared, reasons, with_dependents
 
 from ..harness.contract import untouchable
@@ -77,6 +85,25 @@ def test_tasks_that_are_declared_alike_have_one_key_and_order_does_not_matter() 
     assert keys(dict(reversed(TASKS.items()))) == keys()
 
 
+def test_versions_that_are_equal_but_of_another_type_have_different_keys() -> None:
+    versions = [1, True, 1.0, "1", [1], [True], (1.0,)]
+    many = {f"load-{number}": Task(version=version) for number, version in enumerate(versions)}
+    assert len(set(keys(many).values())) == len(versions)
+    assert keys({"a": Task(version=[1]), "b": Task(version=[1])})["a"] == keys(many)["load-4"]
+
+
+def test_what_is_declared_alike_is_digested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    digested = []
+
+    def counting(inputs: object) -> dict[str, str]:
+        digested.append(inputs)
+        return input_digests(inputs)
+
+    monkeypatch.setattr(_tasks, "input_digests", counting)
+    keys(TASKS | {f"map-{number}": Task(uses=["lr"], after=["plot"]) for number in range(1_000)})
+    assert len(digested) == len(TASKS) + 1
+
+
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
@@ -135,6 +162,8 @@ def test_a_reuse_whose_keys_have_no_room_beside_those_that_it_reads_changes_noth
 
 def test_the_order_is_one_in_which_the_tasks_can_be_computed() -> None:
     assert list(check_tasks(dict(reversed(TASKS.items())), INPUTS)) == list(TASKS)
+    given = {"b": Task(), **TASKS, "a": Task(after=["extract"])}
+    assert list(check_tasks(given, INPUTS)) == list(given)
 
 
 def test_the_reasons_name_an_input_a_task_before_or_the_declaration() -> None:
