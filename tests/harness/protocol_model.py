@@ -325,9 +325,13 @@ LARGE = {
     "conditions asked for, and a clear": System([A, B, CLEAR, A], ASKING, lives=(2,)),
     "conditions asked for, reuse": System([A, B_REUSE, B, A_RAISE], ASKING),
     "tasks, one input of two": System([AX, AY, AX], lives=(2, 2)),
+    "tasks, four processes": System([AX, AY, AX, AY]),
     "tasks, versions": System([AX, AX_NEWER, AY], lives=(2,)),
-    "tasks, reuse and reset": System([AX, BX_REUSE, AY, BX], lives=(2,)),
-    "tasks, clear": System([AX, AY, CLEAR, AX], lives=(2,)),
+    "tasks, two pages at once": System([AX, AY, COLLECT], lives=(2,), pages_at_once=2),
+    "tasks, reuse and reset": System([AX, BX_REUSE, AY, BX], timeouts=0),
+    "tasks, reuse of two versions": System([AX, BX_REUSE, BX_REUSE_NEWER, AX_NEWER], timeouts=0),
+    "tasks, reuse, raise, collect": System([AX, BX_REUSE, AX_RAISE, COLLECT], lives=(2,)),
+    "tasks, clear": System([AX, AY, CLEAR], lives=(2, 2)),
 }
 
 # Where a late writer alone would break the promises, only the last process writes.
