@@ -29,6 +29,9 @@ _TASKS = {
 }
 _KEYS = (1, 100, 500)
 
+FLOORS = WHOLE, PLAIN = "reset of the whole workflow", "resume without tasks"
+"""The floors of these rows, which are the library itself."""
+
 _colours = count()
 
 
@@ -58,7 +61,7 @@ def _changes(place: str, store: CheckpointStore, rounds: int) -> Result:
     return compare(
         f"{place}: 1 of 212 tasks depends on the change",
         [
-            Contender("reset of the whole workflow", lambda: _change(store, None)),
+            Contender(WHOLE, lambda: _change(store, None)),
             Contender(LIBRARY, lambda: _change(store, _TASKS)),
         ],
         rounds=rounds,
@@ -90,7 +93,7 @@ def _resumes(place: str, store: CheckpointStore, keys: int, rounds: int, *, time
     return compare(
         f"{place}: resume, different tasks: {keys}",
         [
-            Contender("resume without tasks", lambda: repeated(plain)),
+            Contender(PLAIN, lambda: repeated(plain)),
             Contender(LIBRARY, lambda: repeated(ours)),
         ],
         rounds=rounds,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from xml.sax.saxutils import escape
 
+from .partial import FLOORS
 from .scale import FLOOR
 from .timing import LIBRARY
 
@@ -48,8 +49,14 @@ Result = Mapping[str, Any]
 
 
 def draw(result: Result) -> str:
-    # A floor that is no measure has no place in the picture.
-    ratios, height = _ratios([row for row in result["rows"] if not row["limit"]])
+    # A floor that is no measure has no place in the picture. Nor has the library itself as a floor:
+    # a ratio of 150 to its resume without tasks would press all others together.
+    rows = [
+        row
+        for row in result["rows"]
+        if not row["limit"] and row["contenders"][0]["name"] not in FLOORS
+    ]
+    ratios, height = _ratios(rows)
     curves = _curves(result["scale"], height + 34)
     total = height + _PANEL + 108
     size = f'viewBox="0 0 {_WIDTH} {total}" width="{_WIDTH}" height="{total}"'

@@ -148,7 +148,12 @@ def plan(
     current, digests = _fingerprint(inputs, fingerprint, ignore)
     given = _declared(workflow_id, current, digests, ignore, tasks)
     _, found = drive(store._filesystem, _protocol.read_version(workflow_id))
-    return decide(found, current, digests, policy, given)
+    decision = decide(found, current, digests, policy, given)
+    if given.keys and decision.action != "raise":
+        # A record that could not hold all the keys is an error here, too.
+        record, _ = resumed(found, workflow_id, current, digests, policy, given)
+        encode_record(record)
+    return decision
 
 
 def _check_store(store: object) -> None:

@@ -37,6 +37,11 @@ USED = {"day": "2026-11-23", "rate": 0.1, "colour": "red"}
 """The inputs that `TASKS` use, each task one of them. A task `report` is not declared."""
 
 EVERY = (*TASKS, "report")
+OLD = {task: f"{task} of the old inputs" for task in EVERY}
+UNCHANGED = "everything used is unchanged"
+
+at_hand = pytest.mark.parametrize("backend", ["memory", "local", "generic"], indirect=True)
+"""For what is decided before anything is sent: no server makes a difference, and these are fast."""
 
 
 def key_of(run: Run, segment: str) -> str:
@@ -61,6 +66,17 @@ def resumed(
     run = resume(store, "wf", inputs, on_input_change=policy, tasks=tasks)
     assert planned == run.decision
     return run
+
+
+def computed(store: CheckpointStore) -> Run:
+    """A run on `USED` that has computed every task."""
+    run = resumed(store)
+    run.dump_many(OLD)
+    return run
+
+
+def only(*tasks: str) -> dict[str, str]:
+    return {task: OLD[task] for task in tasks}
 
 
 def decision_of(run: Run) -> Decision:

@@ -19,30 +19,27 @@ from ..harness import backends
 from ..harness.backends import EMULATORS, also_on
 from ..harness.contract import (
     EVERY,
+    OLD,
     TASKS,
+    UNCHANGED,
     USED,
+    at_hand,
     check_every_way_of_reading,
     checkpoints,
+    computed,
     decision_of,
     found_by,
+    only,
     record_of,
     resumed,
 )
 
-OLD = {task: f"{task} of the old inputs" for task in EVERY}
-UNCHANGED = "everything used is unchanged"
 NEWER = {**TASKS, "train": replace(TASKS["train"], version=2)}
-
-at_hand = pytest.mark.parametrize("backend", ["memory", "local", "generic"], indirect=True)
-"""For what is decided before anything is sent: no server makes a difference, and these are fast."""
 
 
 @pytest.fixture
 def run(store: CheckpointStore) -> Run:
-    """A run on `USED` that has computed every task."""
-    run = resumed(store)
-    run.dump_many(OLD)
-    return run
+    return computed(store)
 
 
 @pytest.fixture
@@ -55,10 +52,6 @@ def reused(store: CheckpointStore, run: Run) -> Run:
 def mixed(run: Run) -> None:
     """Every task is computed by a run that reuses others."""
     run.dump_many(dict.fromkeys(EVERY, "mixed"))
-
-
-def only(*tasks: str) -> dict[str, str]:
-    return {task: OLD[task] for task in tasks}
 
 
 # Reuse
